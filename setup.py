@@ -1,0 +1,23 @@
+"""Packaging: every fact is read from settings.ini, so that it is written once."""
+import configparser
+from pathlib import Path
+
+from setuptools import setup
+
+here = Path(__file__).parent
+ini = configparser.ConfigParser(delimiters=["="])
+ini.read(here / "settings.ini", encoding="utf-8")
+cfg = ini["DEFAULT"]
+
+setup(
+    name=cfg["lib_name"], version=cfg["version"], description=cfg["description"],
+    author=cfg["author"], keywords=cfg["keywords"].split(),
+    license="Apache-2.0", python_requires=f">={cfg['min_python']}",
+    long_description=(here / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    packages=["pinmem"],
+    install_requires=cfg["requirements"].split(),
+    extras_require={"dev": cfg["dev_requirements"].split()},
+    entry_points={"console_scripts": [cfg["console_scripts"]],
+                  "nbdev": ["pinmem=pinmem._modidx:d"]},
+)

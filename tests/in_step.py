@@ -1,0 +1,62 @@
+"""Generate pinmem/*.py, README.md and clean notebooks from nbs/; without --write, fail if anything changed."""
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+
+
+def generate():
+    "Export every module anew, write README.md from index.ipynb, strip what does not belong into a notebook."
+    os.chdir(ROOT)
+    for path in (ROOT / "pinmem").glob("*.py"):
+        if path.name != "__init__.py":
+            path.unlink()
+    subprocess.run([BIN / "nbdev_export"], check=True)
+    subprocess.run([BIN / "nbdev_clean"], check=True)
+    for path in sorted((ROOT / "nbs").glob("*.ipynb")):
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        if notebook["metadata"].pop("widgets", None) is not None:
+            path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_readme(ROOT / "nbs" / "index.ipynb", ROOT / "README.md")
+
+
+def write_readme(index, readme):
+    "README.md is index.ipynb as Markdown; its pictures lie beside it, in nbs/images."
+    import nbformat
+    notebook = nbformat.read(index, as_version=4)
+    parts = []
+    for cell in notebook.cells:
+        if cell.source.startswith("#| hide"):
+            continue
+        if cell.cell_type == "markdown":
+            parts.append(cell.source.replace("](images/", "](nbs/images/"))
+        elif cell.cell_type == "code":
+            parts.append(f"```python\n{cell.source}\n```")
+            text = "".join(o.get("text", "") for o in cell.outputs if o.output_type == "stream")
+            if text:
+                parts.append(f"```text\n{text.rstrip()}\n```")
+    readme.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def contents():
+    "Every watched file with its bytes."
+    files = [*(ROOT / "nbs").glob("*.ipynb"), *(ROOT / "pinmem").glob("*.py"), ROOT / "README.md"]
+    return {str(f.relative_to(ROOT)): f.read_bytes() for f in files if f.exists()}
+
+
+if __name__ == "__main__":
+    if "--write" in sys.argv:
+        generate()
+        sys.exit()
+    before = contents()
+    generate()
+    after = contents()
+    changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+    if changed:
+        sys.exit(f"out of step with the notebooks: {', '.join(changed)}; they are generated anew now, look at the "
+                 f"difference and commit it")
+    print("pinmem/, README.md and the notebooks are in step")
