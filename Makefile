@@ -3,9 +3,11 @@ PY     ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
-OUT    ?= runs/main
+STAMP  := $(shell date +%Y%m%d-%H%M%S)
+OUT    ?= runs/$(STAMP)
+comma  := ,
 
-.PHONY: train test lab check docs bench clean
+.PHONY: train test lab check docs compare clean
 .DELETE_ON_ERROR:
 
 $(READY): settings.ini setup.py pyproject.toml constraints.txt
@@ -30,3 +32,12 @@ docs: $(READY)             ## generate pinmem/*.py and README.md from the notebo
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
+
+SEEDS  ?= 0 1 2 3 4
+CAMVID ?=
+UNSEEN := night,fog,rain,glare,desert
+compare: $(READY)          ## both methods, five seeds; finished runs are kept; CAMVID=FOLDER adds photographs
+	for seed in $(SEEDS); do for method in aggregation pinmem; do \
+	  out=runs/compare/$$method-$$seed; [ -f $$out/report.html ] || \
+	  $(BIN)/pinmem train --method $$method --seed $$seed --out $$out --threads 1 \
+	    --targets $(UNSEEN)$(if $(CAMVID),$(comma)camvid:$(CAMVID)) || exit 1; done; done

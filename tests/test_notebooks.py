@@ -10,10 +10,11 @@ import pytest
 NBS = sorted((Path(__file__).parent.parent / "nbs").glob("*.ipynb"))
 RUN = """
 import sys, os
+from pathlib import Path
 from nbdev.config import get_config
 from nbdev.test import test_nb
 os.environ['IN_TEST'] = '1'
-ok, seconds = test_nb(sys.argv[1], basepath=get_config().config_path, skip_flags=get_config().tst_flags.split())
+ok, seconds = test_nb(Path(sys.argv[1]), basepath=get_config().config_path, skip_flags=get_config().tst_flags.split())
 sys.exit(not ok)
 """
 
