@@ -40,4 +40,5 @@ compare: $(READY)          ## both methods, five seeds; finished runs are kept; 
 	for seed in $(SEEDS); do for method in aggregation pinmem; do \
 	  out=runs/compare/$$method-$$seed; [ -f $$out/report.html ] || \
 	  $(BIN)/pinmem train --method $$method --seed $$seed --out $$out --threads 1 \
+	    --steps 200 --scenes 120 --exam 20 \
 	    --targets $(UNSEEN)$(if $(CAMVID),$(comma)camvid:$(CAMVID)) || exit 1; done; done

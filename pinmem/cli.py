@@ -323,8 +323,9 @@ def write_memory_maps(
     import matplotlib
     matplotlib.use("Agg")
     from pinmem.plots import memory_weight_maps
+    from pinmem.report import png_bytes
     figure = memory_weight_maps(image, weights)
-    with whole_file(path) as part: figure.savefig(part, format="png", dpi=110, bbox_inches="tight")
+    with whole_file(path) as part: part.write_bytes(png_bytes(figure))
 
 # %% ../nbs/23_cli.ipynb #0035
 def scenes(
