@@ -48,8 +48,8 @@ def open_sources(
                          f"virtual domains (the same images under independent photometric draws)")
     opened = {}
     for name in dict.fromkeys(names):
-        views = virtual_domains(open_domain(name, n=n, seed=seed, size=size if name in STYLES else None), names.count(name))
-        opened[name] = iter(views if names.count(name) > 1 else [views[0]])
+        domain, times = open_domain(name, n=n, seed=seed, size=size if name in STYLES else None), names.count(name)
+        opened[name] = iter(virtual_domains(domain, times) if times > 1 else [domain])
     return [next(opened[name]) for name in names]
 
 # %% ../nbs/23_cli.ipynb #0010
