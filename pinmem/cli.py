@@ -233,7 +233,7 @@ def report_run(
         name = "".join(c if c.isalnum() else "-" for c in title.lower()) + ".png"
         with whole_file(folder / "figures" / name) as part: part.write_bytes(figures[title].image)
     notes = (f"{config['method']} trained on {', '.join(config['sources'])} for {len(log.get('step', []))} steps, seed "
-             f"{config['seed']}. The targets were never trained on and never selected on.")
+             f"{config['seed']}. This run never trained on its targets.")
     write_report(folder / "report.html", title=f"pinmem: {config['method']}, seed {config['seed']}", config=config,
                  table=results, log=log, figures=figures, notes=notes)
 
