@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CSS', 'Picture', 'png_bytes', 'figure_html', 'table_html', 'result_tables', 'log_table', 'write_report', 'look',
-           'richest', 'in_words_of', 'grid_picture', 'memory_pictures', 'embedding_picture', 'loss_picture',
-           'bars_picture', 'run_figures']
+           'richest', 'in_words_of', 'compare_picture', 'grid_picture', 'memory_pictures', 'embedding_picture',
+           'path_picture', 'loss_picture', 'bars_picture', 'run_figures']
 
 # %% ../nbs/33_report.ipynb #0002
 import base64, html, io, json
@@ -15,7 +15,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np, torch
 from .data import to_tensor
-from .embeddings import collect_pixels, describe, embed, plot_embedding, separation
+from .embeddings import collect_pixels, describe, embed, memory_path, plot_embedding, separation, unit
 from .evaluation import mean_miou, percent, resize_logits
 from .labels import CLASSES
 from .plots import (NOT_LOSSES, accuracy, class_bars, loss_curves, memory_similarity,
@@ -186,25 +186,32 @@ def in_words_of(
     return first[mask].astype(np.uint8)
 
 # %% ../nbs/33_report.ipynb #0037
-def grid_picture(
-    model,    # MemoryNet in evaluation mode
+def compare_picture(
+    models,   # dict: name of a method -> model in evaluation mode
     domains,  # list of domains, one row each
 ):            # Picture
-    "Image, truth, prediction and errors, one image a domain."
-    images, truths, preds = [], [], []
-    for domain in domains:
-        image, mask = richest(domain)
-        images.append(image)
-        truths.append(in_words_of(mask, domain.labels))
-        preds.append(in_words_of(look(model, image, mask)['pred'], domain.labels))
-    names = [d.name for d in domains]
-    right = ', '.join(f'{name} {100 * accuracy(t, p):.0f} %' for name, t, p in zip(names, truths, preds))
-    return Picture(qualitative_grid(images, truths, {'prediction': preds}, True, names),
+    "Figure 4 of the paper: image, truth, then prediction and errors of every model, one image a domain."
+    pairs = [richest(domain) for domain in domains]
+    truths = [in_words_of(mask, d.labels) for d, (_, mask) in zip(domains, pairs)]
+    preds = {name: [in_words_of(look(model, *pair)['pred'], d.labels) for d, pair in zip(domains, pairs)]
+             for name, model in models.items()}
+    images, names = [image for image, _ in pairs], [d.name for d in domains]
+    score = lambda v: ', '.join(f'{n} {100 * accuracy(t, p):.0f} %' for n, t, p in zip(names, truths, v))
+    right = '; '.join(f'{name}: {score(v)}' for name, v in preds.items())
+    return Picture(qualitative_grid(images, truths, preds, True, names),
                    f'One image a domain beside its true and its predicted classes. Pixels right: {right}.',
                    'Of the first images of each domain, the one with the most classes. '
                    'Orange pixels are wrong, grey pixels are not scored.')
 
-# %% ../nbs/33_report.ipynb #0039
+# %% ../nbs/33_report.ipynb #0038
+def grid_picture(
+    model,    # model in evaluation mode
+    domains,  # list of domains, one row each
+):            # Picture
+    "The same for one model."
+    return compare_picture({'prediction': model}, domains)
+
+# %% ../nbs/33_report.ipynb #0041
 def memory_pictures(
     model,   # MemoryNet with a memory, in evaluation mode
     domain,  # a domain it has never seen
@@ -231,7 +238,7 @@ def memory_pictures(
         f'with {s.flatten()[pair]:.2f}.',
         'Two rows with a cosine near 1 answer the same pixels.')}
 
-# %% ../nbs/33_report.ipynb #0040
+# %% ../nbs/33_report.ipynb #0042
 def embedding_picture(
     model,    # MemoryNet in evaluation mode
     domains,  # list of domains
@@ -249,7 +256,21 @@ def embedding_picture(
                    f'At most {per} cells of each class in each domain. Distances between clusters and their '
                    'sizes mean little in t-SNE; the numbers above the plots are measured in all dimensions.')
 
-# %% ../nbs/33_report.ipynb #0041
+# %% ../nbs/33_report.ipynb #0043
+def path_picture(
+    steps,  # (T,) steps at which the memory was copied
+    mems,   # (T, N, C) the copies, from `RecordMemory`
+):          # Picture
+    "Where the rows of the memory went."
+    turned = np.rad2deg(np.arccos((unit(mems[0]) * unit(mems[-1])).sum(1).clip(-1, 1)))      # (N,)
+    far, near = CLASSES[turned.argmax()], CLASSES[turned.argmin()]
+    return Picture(memory_path(mems).figure,
+                   f'Paths of {len(turned)} memory rows over {steps[-1] - steps[0]} steps in one fixed plane. '
+                   f'{far} turned most, by {turned.max():.0f} degrees, {near} least, by {turned.min():.0f}.',
+                   'Dot: first memory. Triangle: last. The plane is the same for all steps; the title says '
+                   'how much of the memories it can show.')
+
+# %% ../nbs/33_report.ipynb #0044
 def loss_picture(
     log,  # dict: name -> list of numbers
 ):        # Picture
@@ -260,7 +281,7 @@ def loss_picture(
     return Picture(loss_curves(log), f'Loss curves over {steps} steps. Means of the last tenth: {ends}.',
                    'Grey: every step. Blue: running mean over a twentieth of the run.')
 
-# %% ../nbs/33_report.ipynb #0042
+# %% ../nbs/33_report.ipynb #0045
 def bars_picture(
     results,  # dict: domain -> result of `evaluate`
 ):            # Picture
@@ -271,19 +292,23 @@ def bars_picture(
                    'Bars of IoU by class and domain; the numbers are in the table Every class.',
                    'A dash marks a class that does not occur in a domain or is not labelled there.')
 
-# %% ../nbs/33_report.ipynb #0043
+# %% ../nbs/33_report.ipynb #0046
 def run_figures(
     model,         # MemoryNet in evaluation mode
     sources,       # domains it was trained on
     targets,       # domains it has never seen
     results=None,  # dict: domain -> result of `evaluate`
     log=None,      # dict: name -> list of numbers
+    others=None,   # dict: name -> model to compare the predictions with, the run itself being 'this run'
+    path=None,     # (steps, mems) of `RecordMemory`
 ):                 # dict: title -> Picture
     "Every picture of a run; what needs a memory is left out for a model without one."
     unseen, figures = list(targets) or list(sources), {}
     if log: figures['Losses'] = loss_picture(log)
     if results: figures['Every class'] = bars_picture(results)
-    if unseen: figures['Predictions'] = grid_picture(model, unseen)
+    models = {'this run': model, **others} if others else {'prediction': model}
+    if unseen: figures['Predictions'] = compare_picture(models, unseen)
     if unseen and model.mem is not None: figures.update(memory_pictures(model, unseen[0]))
+    if path is not None and len(path[0]) > 1: figures['Path of the memory'] = path_picture(*path)
     if unseen: figures['Features by class and by domain'] = embedding_picture(model, [*sources, *unseen][:8])
     return {title: picture for title, picture in figures.items() if picture is not None}

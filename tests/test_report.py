@@ -13,10 +13,14 @@ from PIL import Image
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from pinmem.data import DrawnDomain
+from pinmem.data import DrawnDomain, to_tensor
+from pinmem.embeddings import RecordMemory, collect_means, embed, memory_path, plot_embedding, read_path
+from pinmem.meta_step import meta_gradients, write_memory
 from pinmem.model import build_model
-from pinmem.report import Picture, png_bytes, run_figures, write_report
+from pinmem.plots import memory_weight_maps
+from pinmem.report import Picture, compare_picture, png_bytes, run_figures, write_report
 from pinmem.scenes import SOURCES, UNSEEN
+from pinmem.walk import STOPS, alt_text, player, show_stop, stop_png, walk
 
 TABLE = {
     "night": dict(miou=0.4137, images=60, pixels=9, iou={"road": 0.9123, "train": None}),
@@ -120,3 +124,108 @@ def test_figures_of_a_run(memory):
         assert len(picture.alt) > 40 and re.fullmatch(r"[A-Za-z ]+", title), "the title becomes a file name"
         assert np.asarray(Image.open(io.BytesIO(png_bytes(picture.image, dpi=40)))).std() > 0
     assert not plt.get_fignums()
+
+
+def test_other_models_and_the_path_of_the_memory_come_in(tmp_path):
+    torch.manual_seed(0)
+    model, other = build_model(weights=None).eval(), build_model(weights=None, memory=False).eval()
+    domains = [DrawnDomain(name, 2, size=(128, 64)) for name in (SOURCES[0], UNSEEN[0])]
+    record = RecordMemory(model, every=1, file=tmp_path / "memory_path.safetensors")
+    for step in range(3):
+        model.mem = torch.nn.functional.normalize(model.mem + 0.2 * torch.rand_like(model.mem), dim=1)
+        record([{"step": step}])
+    figures = run_figures(model, domains[:1], domains[1:], others={"bare": other}, path=read_path(record.file))
+    assert "over 3 steps" in figures["Path of the memory"].alt
+    assert f"this run: {UNSEEN[0]}" in figures["Predictions"].alt and f"bare: {UNSEEN[0]}" in figures["Predictions"].alt
+    assert len(figures["Predictions"].image.axes) == 6
+    for picture in figures.values(): png_bytes(picture.image, dpi=30)
+    assert not plt.get_fignums()
+
+
+def test_a_model_without_memory_cannot_be_recorded():
+    with pytest.raises(ValueError, match="no memory"): RecordMemory(build_model(weights=None, memory=False))
+
+
+def test_class_means_of_any_model_and_any_domain_make_a_map():
+    torch.manual_seed(0)
+    model = build_model(weights=None, memory=False).eval()
+    points = collect_means(model, [DrawnDomain(name, 4, size=(128, 64)) for name in (SOURCES[0], UNSEEN[0])], 3)
+    assert set(points.dom) == {SOURCES[0], UNSEEN[0]} and np.allclose(np.linalg.norm(points.x, axis=1), 1, atol=1e-5)
+    for n in np.unique(points.cls):
+        for d in np.unique(points.dom): assert ((points.cls == n) & (points.dom == d)).sum() <= 3
+    for method in ("pca", "tsne"):
+        fig = plot_embedding(embed(points.x, None, method, perplexity=5), points)
+        drawn = [np.concatenate([c.get_offsets() for c in ax.collections]) for ax in fig.axes[:2]]
+        assert len(drawn[0]) == len(drawn[1]) == len(points.x)
+        plt.close(fig)
+
+
+@pytest.mark.parametrize("scale", ["shared", "each", "pixel"])
+def test_weight_maps_say_their_range_whatever_the_scale(scale):
+    w = torch.softmax(torch.randn(19, 4, 8, generator=torch.Generator().manual_seed(0)), 0)
+    fig = memory_weight_maps(np.zeros((64, 128, 3), np.uint8), w, scale=scale)
+    for n, ax in enumerate(fig.axes[1:20]):
+        assert ax.get_title().endswith(f"{w[n].min():.3f} to {w[n].max():.3f}")
+        if scale == "pixel": assert ax.images[0].get_clim() == (0, 1)
+    plt.close(fig)
+
+
+def test_a_path_ends_where_the_memory_is():
+    mems = [np.eye(19, 32) + t * np.roll(np.eye(19, 32), 1, 1) for t in (0, 0.5, 1)]
+    ax = memory_path(mems, ids=[0, 13])
+    assert len(ax.lines) == 2 and all(len(line.get_xdata()) == 3 for line in ax.lines)
+    ends = np.array([[line.get_xdata()[-1], line.get_ydata()[-1]] for line in ax.lines])
+    triangles = ax.collections[-1].get_offsets()
+    assert np.allclose(ends, triangles)
+    plt.close(ax.figure)
+
+
+def two_sides():
+    x, y = (torch.stack(v) for v in zip(*(to_tensor(*DrawnDomain(s, 1, size=(64, 32))[0]) for s in SOURCES + UNSEEN[:1])))
+    return (x[:2], y[:2]), (x[2:4], y[2:4])
+
+
+@pytest.mark.parametrize("choice", [dict(order=2, objective="outer", prime="prime_frozen_e"),
+                                    dict(order=2, objective="sum", prime="prime", momentum=0.5, reduction="sum"),
+                                    dict(order=1, objective="sum", prime="hat", lam1=0.1)])
+def test_the_walk_is_the_step(choice):
+    torch.manual_seed(0)
+    model = build_model(encoder="resnet18", weights=None, aux_dropout=0.0, channels=32, context_width=16, width=16).train()
+    mtr, mte = two_sides()
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    stops = walk(model, model.mem, mtr, mte, alpha=0.05, beta=0.02, **choice)
+    assert tuple(s.name for s in stops) == STOPS and all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+    params, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+    step = meta_gradients(model, params, buffers, model.mem, mtr, mte, alpha=0.05, **choice)
+    found = {name: value for s in stops for name, value in s.values.items()}
+    for which in ("inner", "outer", "grads"):
+        for name, g in getattr(step, which).items(): assert torch.equal(found[which][name], g), (which, name)
+    assert torch.equal(found["mem_hat"], step.mem_hat) and torch.equal(found["mem_prime"], step.mem_prime)
+    star = {name: (p - 0.02 * step.grads[name]).detach() for name, p in params.items()}
+    model.load_state_dict({**star, **step.buffers}, strict=False)
+    assert torch.equal(found["mem_star"], write_memory(model, before["mem"], *mtr, choice.get("momentum", 0.8)))
+    assert all(set(row) == set("EUDGA") for s in stops for row in s.grads.values()), "the auxiliary head has its column"
+    assert all(len(s.captions) <= 2 for s in stops)
+
+
+def test_a_stop_is_a_picture_with_words_and_the_player_shows_it():
+    torch.manual_seed(0)
+    model = build_model(weights=None, channels=32).train()
+    stops = walk(model, model.mem, *two_sides())
+    for stop in stops[3:7:3]:
+        fig = show_stop(stop)
+        fig.canvas.draw()
+        size, texts = fig.get_window_extent(), [t for ax in fig.findobj(plt.Axes) for t in ax.texts if t.get_text()]
+        for t in texts:
+            box = t.get_window_extent()
+            assert box.x0 >= -1 and box.x1 <= size.x1 + 1 and box.y0 >= -1 and box.y1 <= size.y1 + 1, t.get_text()
+        plt.close(fig)
+    box = player(stops)
+    (back, ahead, play, slider), picture, words = box.children[0].children, box.children[1], box.children[2]
+    first = picture.value
+    assert Image.open(io.BytesIO(first)).size[0] > 600 and first == stop_png(stops[0]) and len(first) < 150_000
+    slider.value = 6
+    assert picture.value != first and "Stop 7 of 8, second order" in words.value and "-alpha" not in words.value
+    ahead.click()
+    assert slider.value == 7 and ahead.disabled and not back.disabled
+    assert "nobody" in alt_text(stops[7]), "nothing flows back through the kept memory"
