@@ -17,7 +17,7 @@ setup(
     long_description_content_type="text/markdown",
     packages=["pinmem"],
     install_requires=cfg["requirements"].split(),
-    extras_require={"dev": cfg["dev_requirements"].split()},
+    extras_require={"dev": cfg["dev_requirements"].split(), "app": cfg["app_requirements"].split()},
     entry_points={"console_scripts": [cfg["console_scripts"]],
                   "nbdev": ["pinmem=pinmem._modidx:d"]},
 )
