@@ -1,0 +1,173 @@
+"""Every method on every network: three steps, finite losses, what should learn moved and what should not did not."""
+import numpy as np
+import pytest
+import torch
+
+from pinmem.algorithms import ALGORITHMS, CHOICES, PRESETS, PinTheMemory, plan, read_switch, takes
+from pinmem.normalisation import build_network, instance_norms
+
+SMALL = dict(weights=None, channels=16, rates=(1, 2, 3), context_width=8, fine=8, width=16)
+NETWORKS = [(encoder, head) for encoder in ("tf_efficientnet_lite0", "test_resnet")
+            for head in ("deeplabv3plus", "deeplabv2", "fcn8s")]
+SPLITS = {"mldg", "mldg-first", "episodic-memory", "pinmem", "tsmldg"}
+MEMORY = {"aggregation-memory", "episodic-memory", "pinmem"}
+
+
+def batches(seed, domains=3, size=(32, 64)):
+    "One (x, y) for each domain, a part of the labels ignored."
+    g = torch.Generator().manual_seed(seed)
+    made = [(torch.randn(2, 3, *size, generator=g), torch.randint(0, 19, (2, *size), generator=g)) for _ in range(domains)]
+    for _, y in made: y[:, :4] = 255
+    return made
+
+
+def make(method, network={}, **keywords):
+    torch.manual_seed(0)
+    cls = ALGORITHMS[method]
+    if method == "robustnet": keywords = {"start": 1, "measure": 1, **keywords}
+    return cls(build_network(**{**cls.network, **SMALL, "encoder": "test_resnet", **network}), weight_decay=0.0, **keywords)
+
+
+def changed(before, after):
+    return {name for name in after if not torch.equal(before[name], after[name])}
+
+
+@pytest.mark.parametrize("method", ALGORITHMS)
+@pytest.mark.parametrize("encoder, head", NETWORKS, ids=[f"{e}-{h}" for e, h in NETWORKS])
+def test_every_method_on_every_network(method, encoder, head):
+    algorithm = make(method, dict(encoder=encoder, head=head, aux=encoder == "test_resnet"))
+    model = algorithm.model
+    before = algorithm.state_dict()["model"]
+    log = [algorithm.update(batches(s)) for s in range(3)]
+    after = algorithm.state_dict()["model"]
+    moved = changed(before, after)
+    assert {n for n, _ in model.named_parameters()} <= moved, "a parameter did not learn"
+    assert ("mem" in moved) == (method in MEMORY) == (model.mem is not None)
+    for name, tensor in after.items():
+        assert tensor.isfinite().all(), name
+        if name.endswith("num_batches_tracked"): assert tensor == 3, f"{name}: statistics move once a step"
+    assert all(np.isfinite(v) for row in log for v in row.values())
+    assert all(row.keys() == log[0].keys() for row in log), "a log needs the same columns in every row"
+    assert ("test_seg" in log[0]) == (method in SPLITS) and ("loss_div" in log[0]) == (method in MEMORY)
+    assert algorithm.steps == 3
+    if method in MEMORY: torch.testing.assert_close(model.mem.norm(dim=1), torch.ones(19))
+    x = batches(9)[0][0]
+    logits = algorithm.predict(x)
+    assert logits.shape == (2, 19, 32, 64) and not logits.requires_grad and logits.isfinite().all()
+    assert algorithm.predict(x[:1]).shape == (1, 19, 32, 64)
+    assert not changed(after, model.state_dict()), "prediction moved something"
+
+
+@pytest.mark.parametrize("method", ALGORITHMS)
+def test_classes_say_what_they_are(method):
+    cls = ALGORITHMS[method]
+    assert cls.splits == (method in SPLITS) and cls.network["memory"] == (method in MEMORY)
+    assert cls.__doc__ and "seed" not in takes(cls)
+
+
+@pytest.mark.parametrize("method", ["aggregation", "pinmem", "mldg", "aggregation-memory"])
+def test_frozen_statistics_stay(method):
+    algorithm = make(method, dict(frozen_stats=True))
+    before = algorithm.state_dict()["model"]
+    algorithm.update(batches(0))
+    moved = {n for n in changed(before, algorithm.model.state_dict()) if "running_" in n}
+    assert moved and not any(n.startswith("encoder.backbone.") for n in moved)
+
+
+def test_what_must_not_move():
+    "Without L_div nobody asks G anything; without a way through the memory U hears of L_div alone."
+    algorithm = make("pinmem", lam2=0.0)
+    before = algorithm.state_dict()["model"]
+    algorithm.update(batches(0))
+    still = {n for n, _ in algorithm.model.named_parameters()} - changed(before, algorithm.model.state_dict())
+    assert still == {"classifier.weight", "classifier.bias"}
+    algorithm = make("pinmem", objective="outer", order=2, prime="prime_frozen_eu")
+    before = algorithm.state_dict()["model"]
+    algorithm.update(batches(0))
+    assert "updater.conv.weight" in changed(before, algorithm.model.state_dict())
+
+
+@pytest.mark.parametrize("method", ["aggregation-memory", "episodic-memory", "robustnet", "tsmldg"])
+def test_state_put_back_goes_on_as_before(method):
+    keywords = dict(start=3, measure=2) if method == "robustnet" else {}
+    whole, halves = make(method, **keywords), make(method, **keywords)
+    for s in range(5): last = whole.update(batches(s))
+    for s in range(2): halves.update(batches(s))
+    state = halves.state_dict()
+    other = make(method, **keywords)
+    other.load_state_dict(state)
+    for s in range(2, 5): again = other.update(batches(s))
+    assert last == again and not changed(whole.model.state_dict(), other.model.state_dict())
+
+
+def test_whitening_lowers_the_sensitive_covariances():
+    "The same steps with a heavy and with a weightless whitening loss."
+    def final(weight):
+        algorithm = make("robustnet", weight=weight, lr=0.01, encoder_lr=1.0)
+        return [algorithm.update(batches(0))["loss_white"] for _ in range(12)][-1]
+    assert final(20.0) < 0.7 * final(0.0)
+
+
+def test_places_of_instance_norm_are_those_of_table_8():
+    "Bare norms add 83,886,080 to the published count of RobustNet at 2048 x 1024, affine ones twice that to IBN-Net's."
+    with torch.device("meta"): model = build_network("isw", encoder="resnet50", weights=None, memory=False).eval()
+    sizes = []
+    for norm in instance_norms(model): norm.register_forward_hook(lambda m, x, out: sizes.append(out.numel()))
+    model.encoder.backbone(torch.empty(1, 3, 1024, 2048, device="meta"))
+    assert sum(sizes) == 83_886_080
+    with torch.device("meta"): ibn = build_network("ibn-b", encoder="resnet50", weights=None, memory=False)
+    assert sum(p.numel() for p in ibn.parameters()) == 45_081_542 + 2 * (256 + 512)
+
+
+@pytest.mark.parametrize("name", [n for n in CHOICES if n not in ("photometric", "schedule", "optimiser")])
+def test_every_choice_takes_a_step(name):
+    for value in CHOICES[name]:
+        made = plan("pinmem", **{name: value})
+        network = {k: v for k, v in made["model"].items() if k != "memory"}
+        losses = make("pinmem", network, **made["algorithm"]).update(batches(0))
+        assert np.isfinite(list(losses.values())).all(), value
+
+
+def test_plans_of_the_first_two_methods_are_what_they_were():
+    for preset, values in PRESETS.items():
+        for method in ("aggregation", "pinmem"):
+            made = plan(method, preset, ["town", "city"])
+            assert made["algorithm"] == {**values["algorithm"], **(values["step"] if method == "pinmem" else {})}
+            assert made["model"] == {**values["model"], "memory": method == "pinmem"}
+            assert made["data"] == values["data"] and made["sources"] == ["town", "city"]
+
+
+def test_every_preset_value_is_taken():
+    for values in PRESETS.values(): assert {*values["algorithm"], *values["step"]} <= takes(PinTheMemory)
+
+
+@pytest.mark.parametrize("keywords, words", [
+    (dict(method="pinmen"), "choose"),
+    (dict(preset="mine"), "official"),
+    (dict(teu=1), "tau"),
+    (dict(method="aggregation", tau=0.1), "no memory"),
+    (dict(method="mldg", label_mode="area"), "no memory"),
+    (dict(method="ibn-b", order=1), "no inner step"),
+    (dict(method="mldg-first", order=2), "order=1"),
+    (dict(method="episodic-memory", alpha=0.1), "alpha=0.0"),
+    (dict(method="aggregation-memory", prime="prime"), "no meta-test"),
+    (dict(method="tsmldg", start=10), "robustnet"),
+    (dict(method="ibn-a", frozen_stats=True), "frozen_stats=False"),
+    (dict(prime="hat", lam2=0), "U"),
+    (dict(prime="prime_frozen_eu", objective="outer", order=1), "U"),
+    (dict(prime="frozen"), "prime_frozen_e"),
+    (dict(order=1.5), "1 or 2"),
+    (dict(momentum="most"), "0 to 1"),
+    (dict(tau=0), "tau"),
+    (dict(sources=["town", "city"], domains=3), "domains"),
+    (dict(sources=["town", "city"], domains=1), "two"),
+])
+def test_contradictions_are_one_line(keywords, words):
+    with pytest.raises(ValueError) as error: plan(**keywords)
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_switches_from_text():
+    assert dict(map(read_switch, ["tau=0.3", "prime=hat", "order=1"])) == dict(tau=0.3, prime="hat", order=1)
+    for text in ("tau", "=3", ""):
+        with pytest.raises(ValueError, match="NAME=VALUE"): read_switch(text)

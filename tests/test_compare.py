@@ -1,0 +1,253 @@
+"""A comparison can be killed, continued, run twice at once and fed a damaged file, and never loses or repeats a cell."""
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from pinmem import compare as module
+from pinmem.algorithms import PRESETS
+from pinmem.cli import main
+from pinmem.compare import (Cell, append_row, choose_setting, chosen_rows, compare, difference, finished, make_cells, only_one,
+                            read_rows, scores, table, train_cell, variant)
+
+FORK = multiprocessing.get_context("fork")
+
+
+def slow_comparison(out, seconds, processes):
+    "Six cells that take `seconds` each and note that they ran."
+    def run(cell, folder, lock):
+        with open(out / "ran", "a") as file: file.write(cell.name + "\n")
+        time.sleep(seconds)
+        return fake(cell, folder, lock)
+    compare(["aggregation", "pinmem"], [0, 1, 2], out=out, run=run, say=quiet, processes=processes)
+
+
+def start(out, seconds, processes=1):
+    out.mkdir(exist_ok=True)
+    process = FORK.Process(target=slow_comparison, args=(out, seconds, processes))
+    process.start()
+    return process
+
+
+def many_rows(path, method):
+    for i in range(40): append_row(path, dict(method=method, seed=i, sources=["town"], miou={"x": 0.1}, pad="y" * 20_000))
+
+
+def fake(cell, folder, lock):
+    "A training that takes no time."
+    if cell.options.get("lr") == 9: raise RuntimeError("the loss is not finite")
+    night = 0.2 + 0.01 * cell.seed + 0.02 * (cell.method == "pinmem")
+    miou = {"town": 0.5, "night": night, "camvid": 0.3}
+    return dict(miou=miou, iou={d: {"road": v, "train": None} for d, v in miou.items()}, sources=["town"],
+                targets=["night", "camvid"], cpu=30.0)
+
+
+def quiet(line): pass
+
+
+def wait_for(path, lines, seconds=60):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if path.exists() and len(path.read_text().splitlines()) >= lines: return
+        time.sleep(0.05)
+    raise AssertionError(f"{path} never had {lines} lines")
+
+
+def test_killed_comparison_continues(tmp_path):
+    out = tmp_path / "c"
+    first = start(out, 0.4)
+    wait_for(out / "results.jsonl", 2)
+    first.kill(); first.join()
+    before = (out / "results.jsonl").read_text()
+    second = start(out, 0)
+    second.join(60)
+    assert second.exitcode == 0
+    assert (out / "results.jsonl").read_text().startswith(before)
+    rows, problems = read_rows(out / "results.jsonl")
+    assert len(rows) == 6 and not problems
+    ran = (out / "ran").read_text().split()
+    done = {Cell(r["method"], r["seed"], r["setting"], r["options"], r["plan"]).name for r in map(json.loads, before.splitlines())}
+    assert len(done) >= 2 and all(ran.count(name) == 1 for name in done), "a finished cell ran again"
+
+
+def test_two_comparisons_at_once(tmp_path):
+    out = tmp_path / "c"
+    both = [start(out, 0.2, 2), start(out, 0.2, 2)]
+    for process in both: process.join(60)
+    assert [process.exitcode for process in both] == [0, 0]
+    rows, problems = read_rows(out / "results.jsonl")
+    assert len(rows) == 6 and not problems and len((out / "results.jsonl").read_text().splitlines()) == 6
+    assert len((out / "ran").read_text().split()) == 6, "a cell ran twice"
+
+
+def test_many_writers_tear_no_line(tmp_path):
+    path = tmp_path / "results.jsonl"
+    jobs = [FORK.Process(target=many_rows, args=(path, str(k))) for k in range(3)]
+    for job in jobs: job.start()
+    for job in jobs: job.join(60)
+    rows, problems = read_rows(path)
+    assert len(rows) == 120 and not problems
+
+
+@pytest.mark.parametrize("bad", [b'{"method": "pinmem", "se', b"\xff\xfe\x00", b"[1, 2]", b'{"seed": 1}', b"null",
+                                 b'{"method": "pinmem", "seed": 0, "sources": ["town"], "miou": {"night": "high"}}'])
+def test_damaged_line_is_named_and_its_cell_runs_again(tmp_path, bad):
+    out = tmp_path / "c"
+    compare(["aggregation", "pinmem"], [0, 1], out=out, run=fake, say=quiet)
+    path = out / "results.jsonl"
+    lines = path.read_bytes().splitlines()
+    path.write_bytes(b"\n".join([lines[0], bad, *lines[2:]]) + b"\n")
+    said, ran = [], []
+    rows = compare(["aggregation", "pinmem"], [0, 1], out=out, run=lambda *a: ran.append(a[0]) or fake(*a), say=said.append)
+    assert "line 2" in said[0] and "results.jsonl" in said[0] and len(ran) == 1
+    assert [r["status"] for r in rows] == ["done"] * 4 and bad in path.read_bytes(), "nothing is ever taken out of the file"
+
+
+def test_a_torn_last_line_does_not_swallow_the_next(tmp_path):
+    path = tmp_path / "results.jsonl"
+    path.write_bytes(b'{"method": "pin')
+    append_row(path, dict(method="pinmem", seed=0, sources=["town"], miou={}))
+    rows, problems = read_rows(path)
+    assert len(rows) == len(problems) == 1
+
+
+def test_failed_seed_is_shown_and_only_retry_runs_it_again(tmp_path):
+    ran = []
+    def breaks(cell, folder, lock):
+        ran.append(cell.name)
+        if cell.method == "pinmem" and cell.seed == 1 and len(ran) < 7: raise RuntimeError("step 17: loss_seg is not finite")
+        return fake(cell, folder, lock)
+    call = lambda **more: compare(["aggregation", "pinmem"], [0, 1, 2], out=tmp_path / "c", run=breaks, say=said.append, **more)
+    said = []
+    rows = call()
+    assert [r["status"] for r in rows].count("failed") == 1 and "FAILED: seed 1" in said[-1] and "step 17" in said[-1]
+    assert sorted(scores(rows, "pinmem", "night")) == [0, 2]
+    call()
+    assert len(ran) == 6, "a failed cell ran again unasked"
+    rows = call(retry=True)
+    assert len(ran) == 7 and [r["status"] for r in rows] == ["done"] * 6 and "FAILED" not in said[-1]
+
+
+def test_all_failed(tmp_path):
+    said = []
+    rows = compare(["pinmem"], [0, 1], {"hot": {"lr": 9}}, out=tmp_path / "c", run=fake, say=said.append)
+    assert {r["status"] for r in rows} == {"failed"} and "FAILED: seed 0, 1" in said[-1] and "not finite" in said[-1]
+    with pytest.raises(ValueError, match="no seed finished"): choose_setting(rows, "pinmem")
+
+
+def test_numbers_of_the_table(tmp_path):
+    rows = compare(["aggregation", "pinmem"], [0, 1, 2], out=tmp_path / "c", run=fake, say=quiet, steps=5)
+    d = difference(scores(rows, "pinmem", "night"), scores(rows, "aggregation", "night"))
+    assert d["n"] == 3 and np.allclose([d["mean"], *d["t"], *d["bootstrap"]], 2)
+    text = table(rows, domains=["night"])
+    assert " 21.0  1.00" in text and "+2.0" in text and "[  18.5,   23.5]" in text
+    assert sorted(p.name for p in (tmp_path / "c").glob("*.png")) == ["classes-1.png", "differences.png", "seeds.png", "time.png"]
+    assert (tmp_path / "c" / "table.txt").read_text().startswith("Differences are to aggregation")
+    line = json.loads((tmp_path / "c" / "results.jsonl").read_text().splitlines()[0])
+    assert {"method", "seed", "setting", "options", "status", "seconds", "time", "miou", "iou"} <= set(line)
+
+
+def test_a_choice_on_a_target_is_called_oracle(tmp_path):
+    rows = compare(["pinmem"], [0, 1], {"a": {"lr": 0.001}, "b": {"lr": 0.002}}, out=tmp_path / "c", run=fake, say=quiet)
+    assert choose_setting(rows, "pinmem")["chosen_on"] == choose_setting(rows, "pinmem", ["town"])["chosen_on"] == "source validation"
+    assert choose_setting(rows, "pinmem", ["camvid"])["chosen_on"] == "oracle"
+    assert choose_setting(rows, "pinmem", ["town", "night"])["chosen_on"] == "oracle"
+    assert all("oracle" in variant(r) for r in chosen_rows(rows, ["night"]))
+    assert not any("oracle" in variant(r) for r in chosen_rows(rows))
+
+
+def test_a_setting_that_fails_is_not_chosen(tmp_path):
+    def run(cell, folder, lock):
+        if cell.setting == "b" and cell.seed == 1: raise RuntimeError("not finite")
+        made = fake(cell, folder, lock)
+        return {**made, "miou": {**made["miou"], "town": 0.9 if cell.setting == "b" else 0.5}}
+    rows = compare(["pinmem"], [0, 1], {"a": {"lr": 0.001}, "b": {"lr": 0.002}}, out=tmp_path / "c", run=run, say=quiet)
+    assert choose_setting(rows, "pinmem")["setting"] == "a"
+
+
+def test_a_changed_preset_makes_other_cells(tmp_path, monkeypatch):
+    ran = []
+    run = lambda *a: ran.append(a) or fake(*a)
+    compare(["pinmem"], [0], out=tmp_path / "c", run=run, say=quiet)
+    monkeypatch.setitem(PRESETS["pinmem"], "step", {**PRESETS["pinmem"]["step"], "alpha": 0.123})
+    compare(["pinmem"], [0], out=tmp_path / "c", run=run, say=quiet)
+    assert len(ran) == 2
+
+
+@pytest.mark.parametrize("words, arguments", [
+    ("magic", dict(methods=["magic"])),
+    ("seeds is empty", dict(seeds=[])),
+    ("names one twice", dict(seeds=[1, 1])),
+    ("whole number", dict(seeds=[0.5])),
+    ("did you mean 'tau'", dict(settings={"x": {"teu": 1}})),
+    ("no memory", dict(methods=["aggregation"], settings={"x": {"tau": 1.0}})),
+    ("are the same", dict(settings={"x": {"tau": 1.0}, "y": {"tau": 1.0}})),
+    ("name two or more", dict(sources="town")),
+    ("baseline", dict(baseline="mldg")),
+    ("processes", dict(processes=0)),
+])
+def test_mistakes_before_anything_runs(tmp_path, words, arguments):
+    given = dict(methods=["pinmem"], seeds=[0], out=tmp_path / "c", run=fake, say=quiet)
+    with pytest.raises(ValueError) as error: compare(**{**given, **arguments})
+    assert words in str(error.value) and "\n" not in str(error.value) and not (tmp_path / "c").exists()
+
+
+def test_same_options_are_one_cell_whatever_they_are_called(tmp_path):
+    ran = []
+    run = lambda *a: ran.append(a) or fake(*a)
+    compare(["pinmem"], [0], {"warm": {"tau": 1.0}}, out=tmp_path / "c", run=run, say=quiet)
+    rows = compare(["pinmem"], [0], {"tau=1": {"tau": 1.0}}, out=tmp_path / "c", run=run, say=quiet)
+    assert len(ran) == 1 and rows[0]["setting"] == "tau=1"
+    compare(["pinmem"], [0], {"tau=1": {"tau": 1.0}}, out=tmp_path / "c", run=run, say=quiet, steps=7)
+    assert len(ran) == 2, "other options are another cell"
+
+
+def test_lock_outlives_a_killed_comparison(tmp_path, monkeypatch):
+    "The training goes on when the comparison is killed with -9, and nobody else starts its cell meanwhile."
+    out = tmp_path / "c"
+    words = [sys.executable, "-S", "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(60)"]
+    monkeypatch.setattr(module, "command", lambda *a, **k: words)
+    parent = FORK.Process(target=compare, args=(["pinmem"], [0]), kwargs=dict(out=out, say=quiet))
+    parent.start()
+    cell = make_cells(["pinmem"], [0], {"default": {}}, {})[0]
+    wait_for(out / f"{cell.name}.log", 1)
+    parent.kill(); parent.join()
+    child = int((out / f"{cell.name}.log").read_text().split()[0])
+    try:
+        rows = compare(["pinmem"], [0], out=out, run=fake, say=quiet)
+        assert rows[0]["status"] == "busy" and not (out / "results.jsonl").exists()
+    finally: os.kill(child, signal.SIGKILL)
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        with only_one(out / f"{cell.name}.lock") as lock:
+            if lock: return
+        time.sleep(0.1)
+    raise AssertionError("the lock did not go with the process")
+
+
+def test_interrupted_training_is_not_a_result_and_is_resumed(tmp_path):
+    "The real command: half a run lies in the folder, with results of its own."
+    options = dict(steps=2, scenes=4, exam=2, size="64x32", targets="night")
+    cell = make_cells(["aggregation"], [0], {"default": {}}, options)[0]
+    words = module.command(cell, tmp_path / "c" / cell.name)[3:]
+    assert main([*words, "--stop", "1"]) == 0
+    assert (tmp_path / "c" / cell.name / "results.json").exists() and not finished(cell, tmp_path / "c" / cell.name)
+    said = []
+    row, = compare(["aggregation"], [0], out=tmp_path / "c", say=said.append, **options)
+    assert row["status"] == "done", (row, said)
+    assert row["resumed"] and row["cpu"] is None and row["steps"] == 2 and set(row["miou"]) == {"town", "suburb", "city", "night"}
+    assert row["config"]["method"] == "aggregation" and "torch" in row["versions"] and len(row["iou"]["night"]) == 19
+    again, = compare(["aggregation"], [0], out=tmp_path / "c", run=lambda *a: 1 / 0, say=quiet, **options)
+    assert again == row
+
+
+def test_a_training_that_fails_says_why(tmp_path):
+    "The last line of the command becomes the error of the row."
+    cell = make_cells(["aggregation"], [0], {"default": {}}, dict(targets="moon"))[0]
+    with only_one(tmp_path / "lock") as lock, pytest.raises(RuntimeError, match="exit code 2.*moon"):
+        train_cell(cell, tmp_path / cell.name, lock)
