@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['EXAM', 'DEFAULT_STEPS', 'split_names', 'open_sources', 'new_folder', 'pick_device', 'make_batches', 'make_algorithm',
            'plan_run', 'train', 'learn', 'open_target', 'predictor', 'score', 'finish', 'report_run', 'evaluate_run',
-           'find_images', 'predict_image', 'write_image', 'predict', 'write_memory_maps', 'scenes', 'size', 'Parser',
-           'add_train', 'parser', 'main']
+           'look_at', 'find_images', 'predict_image', 'write_image', 'predict', 'write_memory_maps', 'scenes',
+           'compare_runs', 'convert_run', 'explore_run', 'size', 'Parser', 'add_train', 'add_evaluate', 'add_pictures',
+           'add_compare', 'add_runs', 'parser', 'main']
 
 # %% ../nbs/23_cli.ipynb #0002
 import argparse, json, platform, sys
@@ -16,11 +17,12 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 import pinmem
-from .algorithms import ALGORITHMS, PRESETS, start_memory
+from .algorithms import ALGORITHMS, PRESETS, plan, read_switch, start_memory, weigh_classes
 from .data import DomainBatches, DrawnDomain, PHOTOMETRIC, cache, open_domain, read_image, to_tensor, virtual_domains
-from .evaluation import domain_table, evaluate, per_class_table
-from .labels import CLASSES, COLOURS, colourise
-from .model import build_model
+from .datasets import describe, look
+from .evaluation import beside_published, domain_table, evaluate, per_class_table, published, rescore
+from .labels import CLASSES, COLOURS, SYNTHIA16, colourise
+from .normalisation import build_network
 from .scenes import SOURCES, STYLES, UNSEEN, draw
 from .training import (NotFinite, fit, load_run, load_state, read_config, read_log, save_model,
                              whole_file)
@@ -42,7 +44,7 @@ def open_sources(
 ):           # -> list of domains
     "Open the source domains; explains itself when there are too few."
     if not names: raise ValueError("--sources is empty: name at least two domains, for example --sources " + ",".join(SOURCES))
-    if len(names) == 1 and method != "aggregation":
+    if len(names) == 1 and ALGORITHMS[method].splits:
         raise ValueError(f"--sources has only {names[0]}: {method} splits its sources into meta-train and meta-test and "
                          f"needs two or more; add another one, or write --sources {names[0]},{names[0]} to learn from two "
                          f"virtual domains (the same images under independent photometric draws)")
@@ -94,7 +96,7 @@ def make_algorithm(
 ):             # -> an algorithm of notebook 20
     "The untrained algorithm of a run; everything random follows from the seed."
     torch.manual_seed(config["seed"])
-    model = build_model(**{**config["model"], "weights": weights}).to(device, memory_format=torch.channels_last)
+    model = build_network(**{**config["model"], "weights": weights}).to(device, memory_format=torch.channels_last)
     return ALGORITHMS[config["method"]](model, seed=config["seed"], **config["algorithm"])
 
 # %% ../nbs/23_cli.ipynb #0016
@@ -105,14 +107,12 @@ def plan_run(
     if args.method not in ALGORITHMS:
         raise ValueError(f"--method {args.method}: unknown; choose {' or '.join(ALGORITHMS)}")
     if args.steps < 1: raise ValueError(f"--steps {args.steps}: must be 1 or more")
-    preset = PRESETS[args.preset]
-    algorithm = {**preset["algorithm"], **(preset["step"] if args.method == "pinmem" else {})}
-    if args.lr: algorithm["lr"] = args.lr
-    model = {**preset["model"], "memory": args.method != "aggregation"}
-    if args.encoder: model["encoder"] = args.encoder
-    return dict(method=args.method, preset=args.preset, sources=split_names(args.sources),
+    switches = dict(map(read_switch, args.set))
+    switches |= {name: value for name, value in (("lr", args.lr), ("encoder", args.encoder)) if value}
+    made = plan(args.method, args.preset, split_names(args.sources), args.steps, **switches)
+    return dict(method=args.method, preset=args.preset, sources=made["sources"],
                 targets=split_names(args.targets), steps=args.steps, seed=args.seed, scenes=args.scenes,
-                exam=args.exam, size=list(args.size), **preset["data"], model=model, algorithm=algorithm,
+                exam=args.exam, size=list(args.size), **made["data"], model=made["model"], algorithm=made["algorithm"],
                 versions=dict(pinmem=pinmem.__version__, torch=torch.__version__, python=platform.python_version()))
 
 # %% ../nbs/23_cli.ipynb #0017
@@ -136,6 +136,7 @@ def train(
     for domain in domains:
         if isinstance(domain, DrawnDomain) and domain.pool is None: cache(domain, args.workers, not args.quiet)
     batches = make_batches(config, domains)
+    weigh_classes(algorithm.model, domains, config["balance"])
     if not args.resume:
         start_memory(algorithm.model, domains)
         save_model(folder, algorithm.model, config)
@@ -155,8 +156,14 @@ def learn(
     device = next(algorithm.model.parameters()).device
     stream = batches.stream(start)
     def of_step(step): return [(x.to(device), y.to(device)) for x, y in next(stream)]
+    watch = None
+    if algorithm.model.mem is not None:
+        from pinmem.embeddings import RecordMemory
+        watch = RecordMemory(algorithm.model, every=max(1, config["steps"] // 40), file=folder / "memory_path.safetensors",
+                             start=start)
     try:
-        done, _ = fit(algorithm, of_step, config["steps"], folder, start, args.stop, args.minutes, progress=not args.quiet)
+        done, _ = fit(algorithm, of_step, config["steps"], folder, start, args.stop, args.minutes,
+                      progress=not args.quiet, watch=watch)
         if done < config["steps"]: print(f"stopped after step {done} of {config['steps']}; what was learned is kept")
     finally:
         stream.close()
@@ -172,27 +179,28 @@ def open_target(
     n,       # scenes of a style
 ):           # -> a domain
     "Open a domain to be scored."
-    return open_domain(name, n=n, seed=EXAM, size=tuple(config["size"]) if name in STYLES else None)
+    return open_domain(name, n=n, seed=EXAM, size=tuple(config.get("size", (256, 128))) if name in STYLES else None)
 
 # %% ../nbs/23_cli.ipynb #0022
 def predictor(
-    model,  # a `MemoryNet` in evaluation mode
-):          # -> x (1,3,H,W) -> logits (1,N,H,W)
+    model,           # a `MemoryNet`
+    method="pinmem", # how it was trained: TSMLDG normalises by the target
+):                   # -> x (1,3,H,W) -> logits (1,N,H,W)
     "What `evaluate` needs of a model."
     device = next(model.parameters()).device
-    def predict(x):
-        with torch.no_grad(): return model(x.to(device)).float().cpu()
-    return predict
+    return lambda x: ALGORITHMS[method].answer(model, x.to(device)).float().cpu()
 
 # %% ../nbs/23_cli.ipynb #0023
 def score(
     model,          # a `MemoryNet`
+    method,         # how it was trained
     domains,        # list of domains
     progress=True,  # show a bar
-):                  # -> dict: name -> result of `evaluate`
+    **protocol,     # keywords of `evaluate`: window, flip, height
+):                  # dict: name -> result of `evaluate`
     "Score a model on several domains."
-    model.eval()
-    results = [evaluate(predictor(model), domain, progress=progress) for domain in domains]
+    predict = predictor(model, method)
+    results = [evaluate(predict, domain, progress=progress, **protocol) for domain in domains]
     return {domain.name: result for domain, result in zip(domains, results)}
 
 # %% ../nbs/23_cli.ipynb #0024
@@ -206,7 +214,7 @@ def finish(
 ):
     "Score, draw the figures and write the report of a run."
     exams = [open_target(name, config, config["exam"]) for name in dict.fromkeys(config["sources"]) if name in STYLES]
-    results = score(model, [*exams, *targets], not args.quiet)
+    results = score(model, config["method"], [*exams, *targets], not args.quiet)
     with whole_file(folder / "results.json") as part: part.write_text(json.dumps(results, indent=1), encoding="utf-8")
     print(domain_table(list(results.values())))
     report_run(folder, model.eval(), config, results, exams, targets)
@@ -224,9 +232,11 @@ def report_run(
     "Write the figures and `report.html` of a run."
     import matplotlib
     matplotlib.use("Agg")
+    from pinmem.embeddings import read_path
     from pinmem.report import Picture, png_bytes, run_figures, write_report
     log = read_log(folder / "log.csv")
-    figures = run_figures(model, sources, targets, results, log)
+    path = folder / "memory_path.safetensors"
+    figures = run_figures(model, sources, targets, results, log, path=read_path(path) if path.exists() else None)
     (folder / "figures").mkdir(exist_ok=True)
     for title, picture in figures.items():
         figures[title] = Picture(png_bytes(picture.image), picture.alt, picture.caption)
@@ -242,15 +252,28 @@ def evaluate_run(
     args,  # of `pinmem evaluate`
 ):
     "`pinmem evaluate`."
+    if args.beside: published(args.beside, "cityscapes")  # an unknown table is refused before the work
     model, config = load_run(args.run)
     model.to(pick_device(args.device))
     domains = [open_target(name, config, args.scenes) for name in args.datasets]
-    results = score(model, domains, not (args.json or args.quiet))
+    protocol = dict(window=args.window, flip=args.flip, height=args.height)
+    results = score(model, config["method"], domains, not (args.json or args.quiet), **protocol)
+    if args.classes == 16: results = {name: rescore(r, SYNTHIA16) for name, r in results.items()}
+    rows = list(results.values())
     if args.json: print(json.dumps({name: {k: r[k] for k in ("miou", "iou", "pixels", "images")}
                                     for name, r in results.items()}))
-    else: print(domain_table(list(results.values())) + "\n\n" + per_class_table(list(results.values())))
+    elif args.beside: print(beside_published(rows, args.beside))
+    else: print(domain_table(rows) + "\n\n" + per_class_table(rows))
 
 # %% ../nbs/23_cli.ipynb #0029
+def look_at(
+    args,  # of `pinmem data`
+):
+    "`pinmem data`."
+    report = look(open_domain(args.dataset), args.out, args.limit or None, not (args.json or args.quiet))
+    print(json.dumps(report) if args.json else describe(report))
+
+# %% ../nbs/23_cli.ipynb #0031
 def find_images(
     paths,  # files and folders
 ):          # -> list of files
@@ -265,7 +288,7 @@ def find_images(
         else: found.append(path)
     return found
 
-# %% ../nbs/23_cli.ipynb #0030
+# %% ../nbs/23_cli.ipynb #0032
 @torch.no_grad()
 def predict_image(
     model,      # a `MemoryNet` in evaluation mode
@@ -282,7 +305,7 @@ def predict_image(
     weights = out["w"][0].float().cpu() if out.get("w") is not None else None
     return logits[0].argmax(0).byte().cpu().numpy(), weights
 
-# %% ../nbs/23_cli.ipynb #0031
+# %% ../nbs/23_cli.ipynb #0033
 def write_image(
     path,   # PNG file
     array,  # (H, W) or (H, W, 3) uint8
@@ -290,7 +313,7 @@ def write_image(
     "Write a PNG in one piece."
     with whole_file(path) as part: Image.fromarray(array).save(part, "PNG")
 
-# %% ../nbs/23_cli.ipynb #0032
+# %% ../nbs/23_cli.ipynb #0034
 def predict(
     args,  # of `pinmem predict`
 ):
@@ -313,7 +336,7 @@ def predict(
         if args.memory: write_memory_maps(folder / f"{file.stem}_memory.png", image, weights)
     print(f"{len(files)} picture(s) in {folder}: NAME_mask.png holds class numbers, NAME_overlay.png colours")
 
-# %% ../nbs/23_cli.ipynb #0033
+# %% ../nbs/23_cli.ipynb #0035
 def write_memory_maps(
     path,     # PNG file
     image,    # (H, W, 3) uint8
@@ -327,7 +350,7 @@ def write_memory_maps(
     figure = memory_weight_maps(image, weights)
     with whole_file(path) as part: part.write_bytes(png_bytes(figure))
 
-# %% ../nbs/23_cli.ipynb #0035
+# %% ../nbs/23_cli.ipynb #0037
 def scenes(
     args,  # of `pinmem scenes`
 ):
@@ -343,7 +366,36 @@ def scenes(
         write_image(folder / "labels" / f"{i:05d}.png", mask)
     print(f"{args.n} scenes in {folder}; use them as folder:{folder}")
 
-# %% ../nbs/23_cli.ipynb #0037
+# %% ../nbs/23_cli.ipynb #0039
+def compare_runs(
+    args,  # of `pinmem compare`
+):
+    "`pinmem compare`."
+    from pinmem.compare import compare
+    common = dict(map(read_switch, args.set))
+    common |= {name: getattr(args, name) for name in ("preset", "sources", "targets", "steps", "scenes", "exam")}
+    settings = {text: dict(map(read_switch, text.split())) for text in args.setting} or None
+    compare(args.methods.split(","), [int(seed) for seed in args.seeds.split(",")], settings, args.out, None, args.processes,
+            args.retry, **common)
+
+# %% ../nbs/23_cli.ipynb #0041
+def convert_run(
+    args,  # of `pinmem convert`
+):
+    "`pinmem convert`: a checkpoint of the released code becomes a run."
+    from pinmem.checkpoints import convert
+    facts = convert(args.file, args.out)
+    print(f"{args.out}: {', '.join(f'{name} {value}' for name, value in facts.items() if isinstance(value, str | int))}")
+
+# %% ../nbs/23_cli.ipynb #0042
+def explore_run(
+    args,  # of `pinmem explore`
+):
+    "`pinmem explore`: explorer and bench in the browser."
+    from pinmem.app import explore
+    explore(args.run, args.port, not args.no_browser)
+
+# %% ../nbs/23_cli.ipynb #0044
 def size(
     text,  # '256x128'
 ):         # -> (width, height)
@@ -354,19 +406,19 @@ def size(
         raise argparse.ArgumentTypeError(f"{text!r}: width and height must be multiples of 16, 32 or more")
     return w, h
 
-# %% ../nbs/23_cli.ipynb #0038
+# %% ../nbs/23_cli.ipynb #0045
 class Parser(argparse.ArgumentParser):
     "An argument error is one line, like every other error."
     def error(self, text):
         self.exit(2, f"pinmem: {text}; see {self.prog} --help\n")
 
-# %% ../nbs/23_cli.ipynb #0039
+# %% ../nbs/23_cli.ipynb #0046
 def add_train(
     commands,  # from add_subparsers
 ):
     "The options of `pinmem train`."
     p = commands.add_parser("train", help="learn from source domains, then score unseen ones")
-    p.add_argument("--method", default="pinmem", help=" or ".join(ALGORITHMS))
+    p.add_argument("--method", default="pinmem", help=", ".join(ALGORITHMS))
     p.add_argument("--preset", default="pinmem", choices=list(PRESETS), help="values where paper and released code differ")
     p.add_argument("--sources", default=",".join(SOURCES), help="domains to learn from: styles or NAME:PATH")
     p.add_argument("--targets", default=",".join(UNSEEN), help="domains to score afterwards, never trained on")
@@ -381,25 +433,35 @@ def add_train(
     p.add_argument("--size", type=size, default=(256, 128), help="size of the scenes, WIDTHxHEIGHT")
     p.add_argument("--encoder", help="any timm backbone")
     p.add_argument("--lr", type=float, help="base learning rate")
+    p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any switch of notebook 20, e.g. tau=0.3")
     p.add_argument("--workers", type=int, default=2, help="processes that draw")
     p.add_argument("--threads", type=int, help="threads that compute; fix it to repeat a run exactly")
     p.set_defaults(call=train)
 
-# %% ../nbs/23_cli.ipynb #0040
+# %% ../nbs/23_cli.ipynb #0047
 DEFAULT_STEPS = 400
 
-# %% ../nbs/23_cli.ipynb #0041
-def parser():  # -> ArgumentParser
-    "The command line of pinmem."
-    top = Parser(prog="pinmem", description="Pin the Memory: learn a class memory on some domains, read it on others.")
-    top.add_argument("--version", action="version", version=pinmem.__version__)
-    commands = top.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
-    add_train(commands)
+# %% ../nbs/23_cli.ipynb #0048
+def add_evaluate(
+    commands,  # from add_subparsers
+):
+    "The options of `pinmem evaluate`."
     p = commands.add_parser("evaluate", help="score a run on data sets")
     p.add_argument("run"); p.add_argument("datasets", nargs="+", metavar="DATASET", help="NAME:PATH or a style")
     p.add_argument("--json", action="store_true", help="print one JSON object")
     p.add_argument("--scenes", type=int, default=60, help="scenes of a style")
+    p.add_argument("--window", type=size, help="slide a window of this WIDTHxHEIGHT; default: the whole image")
+    p.add_argument("--flip", action="store_true", help="average with the mirror image")
+    p.add_argument("--height", type=int, help="shrink taller images to this height; labels keep their size")
+    p.add_argument("--classes", type=int, default=19, choices=(16, 19), help="16: the classes of SYNTHIA")
+    p.add_argument("--beside", metavar="TABLE", help="print the paper's numbers beside ours: gs-r50, g-r50, ...")
     p.set_defaults(call=evaluate_run)
+
+# %% ../nbs/23_cli.ipynb #0049
+def add_pictures(
+    commands,  # from add_subparsers
+):
+    "The options of `pinmem predict`, `pinmem scenes` and `pinmem data`."
     p = commands.add_parser("predict", help="segment your own pictures")
     p.add_argument("run"); p.add_argument("images", nargs="+", metavar="IMAGE-OR-FOLDER"); p.add_argument("--out", required=True)
     p.add_argument("--memory", action="store_true", help="also draw the memory-weight maps")
@@ -409,12 +471,60 @@ def parser():  # -> ArgumentParser
     p.add_argument("style"); p.add_argument("--n", type=int, default=20); p.add_argument("--out", required=True)
     p.add_argument("--seed", type=int, default=0); p.add_argument("--size", type=size, default=(256, 128))
     p.set_defaults(call=scenes)
+    p = commands.add_parser("data", help="look at a data set before training on it")
+    p.add_argument("dataset", metavar="DATASET", help="NAME:PATH or a style")
+    p.add_argument("--out", help="picture with overlays")
+    p.add_argument("--limit", type=int, default=500, help="read at most this many pairs, evenly spread; 0: all")
+    p.add_argument("--json", action="store_true", help="print one JSON object")
+    p.set_defaults(call=look_at)
+
+# %% ../nbs/23_cli.ipynb #0050
+def add_compare(
+    commands,  # from add_subparsers
+):
+    "The options of `pinmem compare`."
+    p = commands.add_parser("compare", help="methods x seeds x settings; goes on where it was stopped")
+    p.add_argument("--methods", default="aggregation,pinmem", help="the baseline first")
+    p.add_argument("--seeds", default="0,1,2,3,4")
+    p.add_argument("--setting", action="append", default=[], metavar="'NAME=VALUE ...'", help="switches; repeat for more")
+    p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a switch for every setting")
+    p.add_argument("--preset", default="pinmem", choices=list(PRESETS))
+    p.add_argument("--sources", default=",".join(SOURCES))
+    p.add_argument("--targets", default=",".join(UNSEEN))
+    p.add_argument("--steps", type=int, default=200)
+    p.add_argument("--scenes", type=int, default=120, help="scenes drawn for each source style")
+    p.add_argument("--exam", type=int, default=20, help="scenes drawn for scoring each style")
+    p.add_argument("--processes", type=int, default=1, help="trainings at the same time")
+    p.add_argument("--retry", action="store_true", help="run failed cells once more")
+    p.add_argument("--out", default="runs/compare")
+    p.set_defaults(call=compare_runs)
+
+# %% ../nbs/23_cli.ipynb #0051
+def add_runs(
+    commands,  # from add_subparsers
+):
+    "The options of `pinmem convert` and `pinmem explore`."
+    p = commands.add_parser("convert", help="turn a checkpoint of the authors' code into a run")
+    p.add_argument("file", help="FILE.pth"); p.add_argument("--out", required=True, help="run directory")
+    p.set_defaults(call=convert_run)
+    p = commands.add_parser("explore", help="explorer and domain-shift bench in the browser")
+    p.add_argument("run", nargs="+"); p.add_argument("--port", type=int)
+    p.add_argument("--no-browser", action="store_true", help="print the address, do not open it")
+    p.set_defaults(call=explore_run)
+
+# %% ../nbs/23_cli.ipynb #0052
+def parser():  # -> ArgumentParser
+    "The command line of pinmem."
+    top = Parser(prog="pinmem", description="Pin the Memory: learn a class memory on some domains, read it on others.")
+    top.add_argument("--version", action="version", version=pinmem.__version__)
+    commands = top.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
+    for add in add_train, add_evaluate, add_pictures, add_compare, add_runs: add(commands)
     for p in commands.choices.values():
         p.add_argument("--quiet", action="store_true", help="no progress bars")
-        if p.get_default("call") is not scenes: p.add_argument("--device", default="auto")
+        if p.get_default("call") in (train, evaluate_run, predict): p.add_argument("--device", default="auto")
     return top
 
-# %% ../nbs/23_cli.ipynb #0042
+# %% ../nbs/23_cli.ipynb #0053
 def main(
     argv=None,  # list of words; None: the command line
 ):              # -> exit code: 0 fine, 2 a mistake in what was given, 130 interrupted

@@ -52,7 +52,7 @@ def read_pass(
     out = call(model, {**params, **buffers}, x, mem=mem, full=True)
     y1h = None if out["s"] is None else model.labels(y, out["f"])     # (B, N, h, w)
     loss, terms = read_loss(out["logits"], y, out["s"], y1h, lam1, model.tau, model.coh_at,
-                            out["aux"], lam_aux)
+                            out["aux"], lam_aux, model.class_weight)
     return loss, terms, out
 
 # %% ../nbs/15_meta_step.ipynb #0020

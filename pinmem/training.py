@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 from .labels import CLASSES
-from .model import build_model
+from .normalisation import build_network
 
 # %% ../nbs/21_training.ipynb #0005
 def lr_factor(
@@ -108,7 +108,7 @@ def load_run(
     if config["model"].get("n") != len(CLASSES):
         raise ValueError(f"{folder}: was trained on {config['model'].get('n')} classes, this version knows {len(CLASSES)}; "
                          f"train again, or use the version that wrote it")
-    try: model = build_model(**{**config["model"], "weights": None})
+    try: model = build_network(**{**config["model"], "weights": None})
     except (TypeError, ValueError, KeyError) as error:
         raise ValueError(f"{Path(folder) / 'config.json'}: its model entry cannot be built ({error}); "
                          f"it was written by another version or edited") from None
