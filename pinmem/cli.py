@@ -109,10 +109,12 @@ def plan_run(
     if args.steps < 1: raise ValueError(f"--steps {args.steps}: must be 1 or more")
     switches = dict(map(read_switch, args.set))
     switches |= {name: value for name, value in (("lr", args.lr), ("encoder", args.encoder)) if value}
+    weights = None if args.weights == "none" else args.weights
     made = plan(args.method, args.preset, split_names(args.sources), args.steps, **switches)
     return dict(method=args.method, preset=args.preset, sources=made["sources"],
                 targets=split_names(args.targets), steps=args.steps, seed=args.seed, scenes=args.scenes,
-                exam=args.exam, size=list(args.size), **made["data"], model=made["model"], algorithm=made["algorithm"],
+                exam=args.exam, size=list(args.size), **made["data"], model={**made["model"], "weights": weights},
+                algorithm=made["algorithm"],
                 versions=dict(pinmem=pinmem.__version__, torch=torch.__version__, python=platform.python_version()))
 
 # %% ../nbs/23_cli.ipynb #0017
@@ -129,7 +131,7 @@ def train(
     if args.threads: torch.set_num_threads(args.threads)
     domains = open_sources(config["sources"], config["method"], config["scenes"], config["seed"], tuple(config["size"]))
     targets = [open_target(name, config, config["exam"]) for name in config["targets"]]
-    algorithm = make_algorithm(config, None if args.resume else "imagenet", device)
+    algorithm = make_algorithm(config, None if args.resume else config["model"]["weights"], device)
     start = load_state(folder, algorithm) if args.resume else 0
     print(f"{config['method']} on {', '.join(config['sources'])}; {config['steps']} steps, seed {config['seed']}, "
           f"{device}, {torch.get_num_threads()} threads", flush=True)
@@ -432,6 +434,7 @@ def add_train(
     p.add_argument("--exam", type=int, default=60, help="scenes drawn for scoring each style")
     p.add_argument("--size", type=size, default=(256, 128), help="size of the scenes, WIDTHxHEIGHT")
     p.add_argument("--encoder", help="any timm backbone")
+    p.add_argument("--weights", default="imagenet", help="of the encoder: imagenet, a file, or none")
     p.add_argument("--lr", type=float, help="base learning rate")
     p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any switch of notebook 20, e.g. tau=0.3")
     p.add_argument("--workers", type=int, default=2, help="processes that draw")
