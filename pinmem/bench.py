@@ -6,7 +6,7 @@
 __all__ = ['DIALS', 'DRAWN', 'REST', 'PAIR', 'ROW', 'FROM', 'LONG', 'APART', 'Dial', 'steady', 'scene', 'shift', 'Exam', 'count',
            'own_weight', 'examine', 'Trial', 'stage', 'trial', 'trial_panels', 'trial_bars', 'class_row', 'two_bar',
            'trial_rows', 'table_html', 'ways', 'turn', 'neighbour', 'search', 'told', 'elsewhere', 'bench_controls',
-           'Bench', 'run_search', 'bench_box']
+           'search_controls', 'Dials', 'Bench', 'show_trial', 'connect_bench', 'run_search', 'bench_box']
 
 # %% ../nbs/34_bench.ipynb #0002
 import html
@@ -363,29 +363,27 @@ def bench_controls(
                 street=make(widgets.BoundedIntText, 'street', value=0, min=0, max=9999), **dials)
 
 # %% ../nbs/34_bench.ipynb #0052
-class Bench:
-    "The widget: dials, two networks, and the search. Show `.box`."
+def search_controls(
+    budget,  # evaluations of the search
+):           # start, which network, how much, dials to rest, a bar of progress, what was found
+    "The controls of the search."
+    go, calm = (widgets.ToggleButton(description=text, layout=dict(width='auto'))
+                for text in ('Draw me the domain that breaks it', 'All dials at rest'))
+    victim = widgets.Dropdown(options=['left', 'right'], description='break')
+    effort = widgets.FloatSlider(1., min=.2, max=3, step=.1, description='effort')
+    progress = widgets.IntProgress(max=budget, layout=dict(display='none'))
+    return go, victim, effort, calm, progress, widgets.HTML()
+
+# %% ../nbs/34_bench.ipynb #0054
+class Dials:
+    "The controls of the bench, read and set together."
 
     def __init__(
         self,
-        desk,       # Desk, or dict: name -> MemoryNet
-        budget=40,  # evaluations of the search
+        desk,  # Desk, or dict: name -> MemoryNet
     ):
-        self.desk, self.budget = desk if isinstance(desk, Desk) else Desk(desk), budget
-        self.controls, self.latest = bench_controls(self.desk), Latest(self.show)
-        self.sheet, self.bars, self.text = picture_widget(False), picture_widget(False), widgets.HTML()
-        self.go, self.calm = (widgets.ToggleButton(description=text, layout=dict(width='auto'))
-                              for text in ('Draw me the domain that breaks it', 'All dials at rest'))
-        self.victim = widgets.Dropdown(options=['left', 'right'], description='break')
-        self.effort = widgets.FloatSlider(1., min=.2, max=3, step=.1, description='effort')
-        self.progress = widgets.IntProgress(max=budget, layout=dict(display='none'))
-        self.found, self.trial, self.shown, self.box = widgets.HTML(), None, 0, None
-        for control in self.controls.values(): control.observe(self.latest, 'value')
-        self.go.observe(lambda change: change['new'] and run_search(self), 'value')
-        self.calm.observe(lambda change: change['new'] and self.rest(), 'value')
-        self.desk.listeners.append(self.refresh)
-        self.box = bench_box(self)
-        self.show()
+        self.desk = desk if isinstance(desk, Desk) else Desk(desk)
+        self.controls = bench_controls(self.desk)
 
     def photo(self):
         "Is the picture one that cannot be drawn again?"
@@ -399,16 +397,28 @@ class Bench:
         "Turn the dials."
         for n, v in settings.items(): self.controls[n].value = v
 
-    def rest(self):
-        "Turn all dials to rest."
-        self.set(REST)
-        self.calm.value = False
-
     def refresh(self):
         "An own picture has come onto the desk."
         picture = self.controls['picture'].value
         self.controls['picture'].options = [*self.desk.pictures, *STYLES]
         self.controls['picture'].value = picture
+
+# %% ../nbs/34_bench.ipynb #0055
+class Bench(Dials):
+    "The widget: dials, two networks, and the search. Show `.box`."
+
+    def __init__(
+        self,
+        desk,       # Desk, or dict: name -> MemoryNet
+        budget=40,  # evaluations of the search
+    ):
+        super().__init__(desk)
+        self.budget, self.latest, self.trial, self.shown = budget, Latest(self.show), None, 0
+        self.sheet, self.bars, self.text = picture_widget(False), picture_widget(False), widgets.HTML()
+        self.go, self.victim, self.effort, self.calm, self.progress, self.found = search_controls(budget)
+        self.box = bench_box(self)
+        connect_bench(self)
+        self.show()
 
     def show(self):
         "Compute the trial and show it."
@@ -416,12 +426,35 @@ class Bench:
         for n in (*DRAWN, 'street'): c[n].disabled = self.photo()
         names = list(dict.fromkeys((c['first'].value, c['second'].value)))
         self.trial = trial(self.desk, names, c['picture'].value, c['street'].value, self.settings())
-        put(self.sheet, trial_panels(self.trial))
-        put(self.bars, trial_bars(self.trial))
-        self.text.value = table_html(trial_rows(self.trial))
+        show_trial(self, self.trial)
         self.shown += 1
 
-# %% ../nbs/34_bench.ipynb #0053
+# %% ../nbs/34_bench.ipynb #0056
+def show_trial(
+    b,  # Bench
+    t,  # Trial
+):
+    "Put pictures and table on the page."
+    scores = ', '.join(f'{name} {100 * e.miou:.1f} %' for name, e in zip(t.names, t.now))
+    put(b.sheet, trial_panels(t), f'Picture, truth, predictions and errors. mIoU: {scores}.')
+    put(b.bars, trial_bars(t), 'Bars of every class: IoU and weight of the own row. The table has the means.')
+    b.text.value = table_html(trial_rows(t))
+
+# %% ../nbs/34_bench.ipynb #0057
+def connect_bench(
+    b,  # Bench
+):
+    "Let every control act."
+    def to_rest(change):
+        if not change['new']: return
+        b.set(REST)
+        b.calm.value = False
+    for control in b.controls.values(): control.observe(b.latest, 'value')
+    b.go.observe(lambda change: change['new'] and run_search(b), 'value')
+    b.calm.observe(to_rest, 'value')
+    b.desk.listeners.append(b.refresh)
+
+# %% ../nbs/34_bench.ipynb #0058
 def run_search(
     b,  # Bench
 ):
@@ -444,7 +477,7 @@ def run_search(
                           f'{100 * now:.1f} % with these dials.')
     b.progress.layout.display, b.go.value = 'none', False
 
-# %% ../nbs/34_bench.ipynb #0054
+# %% ../nbs/34_bench.ipynb #0059
 def bench_box(
     b,  # Bench
 ):      # widget

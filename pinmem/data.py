@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['READERS', 'IMAGENET_MEAN', 'IMAGENET_STD', 'GREY', 'PHOTOMETRIC', 'DrawnDomain', 'draw_packed', 'cache', 'read_image',
-           'read_label', 'list_files', 'list_pairs', 'resize_pair', 'FolderDomain', 'CamVidDomain', 'check_domain',
-           'open_domain', 'to_tensor', 'to_image', 'pick_box', 'cut', 'saturate', 'turn_hue', 'colour_map',
-           'draw_colours', 'clouds', 'photometric', 'to_bytes', 'curve', 'compress', 'augment', 'epoch_order', 'which',
-           'ahead', 'DomainBatches', 'split_domains', 'virtual_domains']
+           'read_label', 'list_files', 'list_pairs', 'resize_pair', 'read_pair', 'FolderDomain', 'CamVidDomain',
+           'check_domain', 'open_domain', 'to_tensor', 'to_image', 'pick_box', 'cut', 'saturate', 'turn_hue',
+           'colour_map', 'draw_colours', 'clouds', 'photometric', 'to_bytes', 'curve', 'compress', 'augment',
+           'epoch_order', 'which', 'ahead', 'DomainCrops', 'DomainBatches', 'split_domains', 'virtual_domains']
 
 # %% ../nbs/02_data.ipynb #0002
 import copy, difflib, functools, io, itertools, multiprocessing, warnings
@@ -139,6 +139,19 @@ def resize_pair(
             np.array(Image.fromarray(mask).resize(size, Image.NEAREST)))
 
 # %% ../nbs/02_data.ipynb #0021
+def read_pair(
+    image_file, label_file, # of one pair
+    read=read_label,        # label file -> (H, W) uint8 codes
+):                          # image (H, W, 3) uint8, label (H, W) in its own codes
+    "Image and label of a pair; their sizes must agree."
+    image, label = read_image(image_file), read(label_file)
+    if image.shape[:2] != label.shape:
+        (h, w), (lh, lw) = image.shape[:2], label.shape
+        raise ValueError(f'{label_file}: {lw}x{lh} pixels, but its image has {w}x{h}; '
+                         'expected equal sizes, resize the label with nearest neighbour')
+    return image, label
+
+# %% ../nbs/02_data.ipynb #0022
 class FolderDomain:
     "A folder of pairs: images/NAME.jpg or .png, labels/NAME.png."
 
@@ -155,20 +168,13 @@ class FolderDomain:
         self.pairs = list_pairs(path)
 
     def __len__(self): return len(self.pairs)
-
     def key(self, i): return self.pairs[i][0]
 
     def read_label(self, path): return read_label(path)
 
     def read(self, i):
         "Image and label of pair i, the label in its own codes."
-        _, image_file, label_file = self.pairs[i]
-        image, label = read_image(image_file), self.read_label(label_file)
-        if image.shape[:2] != label.shape:
-            (h, w), (lh, lw) = image.shape[:2], label.shape
-            raise ValueError(f'{label_file}: {lw}x{lh} pixels, but its image has {w}x{h}; '
-                             'expected equal sizes, resize the label with nearest neighbour')
-        return image, label
+        return read_pair(*self.pairs[i][1:], self.read_label)
 
     def __getitem__(self, i):
         image, label = self.read(i)
@@ -176,7 +182,7 @@ class FolderDomain:
         except ValueError as e: raise ValueError(f'{self.pairs[i][2]}: {e}') from None
         return resize_pair(image, mask, self.size) if self.size else (image, mask)
 
-# %% ../nbs/02_data.ipynb #0023
+# %% ../nbs/02_data.ipynb #0024
 class CamVidDomain(FolderDomain):
     "CamVid photographs with their 11 classes: images/ and labels/ with codes 0 to 11."
 
@@ -187,7 +193,7 @@ class CamVidDomain(FolderDomain):
     ):
         super().__init__(path, f'camvid/{Path(path).resolve().name}', CAMVID11, 'camvid', size)
 
-# %% ../nbs/02_data.ipynb #0028
+# %% ../nbs/02_data.ipynb #0029
 def check_domain(
     domain,         # any domain
     progress=True,  # show a bar
@@ -205,10 +211,10 @@ def check_domain(
                               f'e.g. {ignored[0]!r}; they add nothing to training or scores')
     return dict(images=len(domain), pixels=pixels, ignored=ignored)
 
-# %% ../nbs/02_data.ipynb #0031
+# %% ../nbs/02_data.ipynb #0032
 READERS = {'folder': FolderDomain, 'camvid': CamVidDomain}
 
-# %% ../nbs/02_data.ipynb #0032
+# %% ../nbs/02_data.ipynb #0033
 def open_domain(
     spec,       # 'folder:PATH', 'camvid:PATH' or the name of a style
     n=1000,     # number of scenes, for a style
@@ -226,10 +232,10 @@ def open_domain(
     raise ValueError(f'unknown domain {spec!r}; {hint}choose {", ".join(k + "PATH" for k in kinds)} '
                      f'or a style: {", ".join(STYLES)}')
 
-# %% ../nbs/02_data.ipynb #0035
+# %% ../nbs/02_data.ipynb #0036
 IMAGENET_MEAN, IMAGENET_STD = (.485, .456, .406), (.229, .224, .225)
 
-# %% ../nbs/02_data.ipynb #0036
+# %% ../nbs/02_data.ipynb #0037
 def to_tensor(
     image,  # (H, W, 3) uint8
     mask,   # (H, W) uint8
@@ -239,7 +245,7 @@ def to_tensor(
     x = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float()  # (3, H, W)
     return (x - mean) / std, torch.from_numpy(mask.astype(np.int64))
 
-# %% ../nbs/02_data.ipynb #0037
+# %% ../nbs/02_data.ipynb #0038
 def to_image(
     x,  # (3, H, W) float32 normalised as for ImageNet
 ):      # (H, W, 3) uint8
@@ -247,7 +253,7 @@ def to_image(
     mean, std = (torch.tensor(v).view(3, 1, 1) * 255 for v in (IMAGENET_MEAN, IMAGENET_STD))
     return (x.detach().cpu() * std + mean).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
 
-# %% ../nbs/02_data.ipynb #0040
+# %% ../nbs/02_data.ipynb #0041
 def pick_box(
     mask,   # (H, W) uint8
     rng,    # numpy Generator
@@ -269,7 +275,7 @@ def pick_box(
             y = np.clip(at // W - v * bh, min(0, H - bh), max(0, H - bh))
     return x, y, bw, bh
 
-# %% ../nbs/02_data.ipynb #0044
+# %% ../nbs/02_data.ipynb #0045
 def cut(
     image,  # (H, W, 3) uint8
     mask,   # (H, W) uint8
@@ -287,17 +293,17 @@ def cut(
     lab[place] = Image.fromarray(mask).resize(size, Image.NEAREST, part)
     return out, lab
 
-# %% ../nbs/02_data.ipynb #0048
+# %% ../nbs/02_data.ipynb #0049
 GREY = np.array([.299, .587, .114])  # share of red, green and blue in brightness
 
-# %% ../nbs/02_data.ipynb #0049
+# %% ../nbs/02_data.ipynb #0050
 def saturate(
     s,  # 1 = unchanged, 0 = grey, above 1 = stronger colours
 ):      # (3, 3)
     "Pull every colour towards the grey of the same brightness."
     return s * np.eye(3) + (1 - s) * np.outer(np.ones(3), GREY)
 
-# %% ../nbs/02_data.ipynb #0050
+# %% ../nbs/02_data.ipynb #0051
 def turn_hue(
     turn,  # fraction of a full turn of the colour circle
 ):         # (3, 3) rotation about the grey axis
@@ -306,7 +312,7 @@ def turn_hue(
     cross = np.array([[0, -k[2], k[1]], [k[2], 0, -k[0]], [-k[1], k[0], 0]])
     return np.cos(a) * np.eye(3) + np.sin(a) * cross + (1 - np.cos(a)) * np.outer(k, k)
 
-# %% ../nbs/02_data.ipynb #0052
+# %% ../nbs/02_data.ipynb #0053
 def colour_map(
     mean,              # (3,) mean colour of the picture, for contrast
     brightness=1.,     # factor
@@ -320,7 +326,7 @@ def colour_map(
     M = turn_hue(turn) @ saturate(saturation) @ blend
     return (contrast * brightness * M).astype(np.float32), (M @ b).astype(np.float32)
 
-# %% ../nbs/02_data.ipynb #0056
+# %% ../nbs/02_data.ipynb #0057
 def draw_colours(
     rng,     # numpy Generator
     jitter,  # strengths of brightness, contrast, saturation (0 to 1) and hue (fraction of a turn)
@@ -335,7 +341,7 @@ def draw_colours(
     return dict(brightness=fb, contrast=fc, saturation=0 if on[2] else fs, turn=turn,
                 blend=(1 - m) * np.eye(3) + m * rows)
 
-# %% ../nbs/02_data.ipynb #0058
+# %% ../nbs/02_data.ipynb #0059
 def clouds(
     rng,   # numpy Generator
     w, h,  # size in pixels
@@ -347,7 +353,7 @@ def clouds(
         total += np.asarray(Image.fromarray(coarse).resize((w, h), Image.BILINEAR))
     return .75 * total[..., None]
 
-# %% ../nbs/02_data.ipynb #0059
+# %% ../nbs/02_data.ipynb #0060
 def photometric(
     image,                    # (h, w, 3) uint8
     rng,                      # numpy Generator
@@ -373,21 +379,21 @@ def photometric(
     if noise and on[3]: x = x + noise * much[3] * rng.standard_normal((h, w, 1), dtype=np.float32)
     return compress(to_bytes(x), 95 - jpeg * much[4]) if jpeg and on[4] else to_bytes(x)
 
-# %% ../nbs/02_data.ipynb #0061
+# %% ../nbs/02_data.ipynb #0062
 def to_bytes(
     x,  # array of any floats
 ):      # uint8, clipped to 0 to 255
     "Clip and round down."
     return x.clip(0, 255).astype(np.uint8)
 
-# %% ../nbs/02_data.ipynb #0062
+# %% ../nbs/02_data.ipynb #0063
 def curve(
     g,  # logarithm of the exponent; 0 = a straight line
 ):      # (256,) float32: what each level becomes
     "Gamma curve as a table; black and white stay."
     return (255 * np.linspace(0, 1, 256) ** np.exp(g)).astype(np.float32)
 
-# %% ../nbs/02_data.ipynb #0063
+# %% ../nbs/02_data.ipynb #0064
 def compress(
     image,    # (h, w, 3) uint8
     quality,  # 1 to 95, JPEG quality
@@ -397,7 +403,7 @@ def compress(
     Image.fromarray(image).save(file, 'JPEG', quality=max(1, int(quality)))
     return np.array(Image.open(file))
 
-# %% ../nbs/02_data.ipynb #0069
+# %% ../nbs/02_data.ipynb #0070
 PHOTOMETRIC = dict(
     none=dict(jitter=(0, 0, 0, 0), blur=0.),                # geometry only
     paper=dict(jitter=(.4, .4, .4, .1), p=.5, blur=1.),     # meta-train of the authors' code
@@ -405,7 +411,7 @@ PHOTOMETRIC = dict(
     strong=dict(jitter=(.5, .5, .6, .1), p=.5, mix=.3, grey=.1, blur=1.2, texture=.15, gamma=.4,
                 noise=10., jpeg=60))                        # from drawings to photographs
 
-# %% ../nbs/02_data.ipynb #0072
+# %% ../nbs/02_data.ipynb #0073
 def augment(
     image,            # (H, W, 3) uint8
     mask,             # (H, W) uint8
@@ -421,7 +427,7 @@ def augment(
     if rng.random() < flip: image, mask = image[:, ::-1], np.ascontiguousarray(mask[:, ::-1])
     return photometric(np.ascontiguousarray(image), rng, **change), mask
 
-# %% ../nbs/02_data.ipynb #0075
+# %% ../nbs/02_data.ipynb #0076
 @functools.lru_cache(64)
 def epoch_order(
     seed,   # seed of the run
@@ -432,7 +438,7 @@ def epoch_order(
     "The order in which one epoch visits the pictures of a domain."
     return np.random.default_rng([seed, d, epoch, 1]).permutation(n)
 
-# %% ../nbs/02_data.ipynb #0076
+# %% ../nbs/02_data.ipynb #0077
 def which(
     seed,  # seed of the run
     d,     # index of the domain
@@ -442,7 +448,7 @@ def which(
     "Every picture once an epoch, every epoch in a fresh order."
     return int(epoch_order(seed, d, k // n, n)[k % n])
 
-# %% ../nbs/02_data.ipynb #0079
+# %% ../nbs/02_data.ipynb #0080
 def ahead(
     f,          # function of one argument
     arguments,  # iterable, may be endless
@@ -461,9 +467,9 @@ def ahead(
             yield result
     finally: pool.shutdown(wait=False, cancel_futures=True)
 
-# %% ../nbs/02_data.ipynb #0081
-class DomainBatches:
-    "One batch per domain for every step; step t is a pure function of (seed, t)."
+# %% ../nbs/02_data.ipynb #0082
+class DomainCrops:
+    "The crops that steps are made of; each is a pure function of (seed, step, domain, place)."
 
     def __init__(
         self,
@@ -486,6 +492,10 @@ class DomainBatches:
         rng = np.random.default_rng([self.seed, t, d, i])
         return to_tensor(*augment(image, mask, rng, self.crop, **self.geometry, **self.change(t, d)))
 
+# %% ../nbs/02_data.ipynb #0084
+class DomainBatches(DomainCrops):
+    "One batch per domain for every step; step t is a pure function of (seed, t)."
+
     def batch(self, t):
         "Step t: a list with one (x (B,3,h,w), y (B,h,w)) per domain."
         crops = [[self.crop_of(t, d, i) for i in range(self.per_domain)] for d in range(len(self.domains))]
@@ -498,7 +508,7 @@ class DomainBatches:
 
     def __iter__(self): return self.stream()
 
-# %% ../nbs/02_data.ipynb #0088
+# %% ../nbs/02_data.ipynb #0091
 def split_domains(
     names,  # list of source domains
     rng,    # numpy Generator
@@ -511,7 +521,7 @@ def split_domains(
     mtr = [n for i, n in enumerate(names) if bits >> i & 1]
     return mtr, [n for i, n in enumerate(names) if not bits >> i & 1]
 
-# %% ../nbs/02_data.ipynb #0092
+# %% ../nbs/02_data.ipynb #0095
 def virtual_domains(
     domain,  # the only source
     n=2,     # number of virtual domains

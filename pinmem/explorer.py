@@ -6,10 +6,10 @@
 __all__ = ['LONG', 'SHORT', 'PICTURES', 'SHARP', 'PANEL', 'GAP', 'HEAD', 'INK', 'PALE', 'ORANGE', 'BLUE', 'STEP', 'LEFT', 'WIDE',
            'POINT', 'FOLLOW', 'OWN', 'NO_POINTING', 'to_eight_bits', 'fitting', 'open_picture', 'Seen', 'see',
            'Thought', 'think', 'quick_network', 'learn_head', 'load_networks', 'Pixel', 'probe', 'State', 'View',
-           'Desk', 'letters', 'sheet', 'panel_size', 'places', 'pixel_at', 'viridis', 'four', 'mark', 'panels',
-           'longest', 'bars', 'bar', 'class_name', 'setting', 'words', 'soon', 'Latest', 'png', 'pointer_class',
-           'picture_widget', 'put', 'explorer_controls', 'Explorer', 'fit_sliders', 'take_tau', 'on_point', 'load_own',
-           'explorer_box']
+           'Shelf', 'Desk', 'picture_of', 'compute_view', 'letters', 'sheet', 'panel_size', 'places', 'pixel_at',
+           'viridis', 'four', 'mark', 'panels', 'longest', 'bars', 'bar', 'class_name', 'setting', 'words', 'soon',
+           'Latest', 'png', 'pointer_class', 'picture_widget', 'can_point', 'put', 'explorer_controls', 'spoken',
+           'Explorer', 'show_view', 'connect', 'fit_sliders', 'take_tau', 'on_point', 'load_own', 'explorer_box']
 
 # %% ../nbs/32_explorer.ipynb #0002
 import asyncio, functools, html, io, math
@@ -224,8 +224,28 @@ class View(NamedTuple):
 # %% ../nbs/32_explorer.ipynb #0037
 PICTURES = 4_000_000  # seed of the streets that are shown: never trained on, never scored
 
-# %% ../nbs/32_explorer.ipynb #0038
-class Desk:
+# %% ../nbs/32_explorer.ipynb #0039
+class Shelf:
+    "Results that were computed once; the one unused for longest is dropped."
+
+    def __init__(
+        self,
+        keep=48,  # results remembered
+    ): self.keep, self.known = keep, OrderedDict()
+
+    def once(self, key, make):
+        "The stored result for `key`, or a new one."
+        if key not in self.known: self.known[key] = make()
+        self.known.move_to_end(key)
+        while len(self.known) > self.keep: self.known.popitem(last=False)
+        return self.known[key]
+
+    def forget(self, part):
+        "Drop every result whose key contains this part."
+        for key in [k for k in self.known if part in k]: del self.known[key]
+
+# %% ../nbs/32_explorer.ipynb #0042
+class Desk(Shelf):
     "Networks and pictures, and what was already computed for them."
 
     def __init__(
@@ -235,48 +255,54 @@ class Desk:
         size=(256, 128),  # (width, height) of drawn streets
         keep=48,          # results remembered
     ):
+        super().__init__(keep)
         if not networks: raise ValueError('no network is given; expected at least one, name a run directory')
-        self.networks, self.pictures, self.size, self.keep = dict(networks), dict(pictures), size, keep
-        self.known, self.listeners = OrderedDict(), []
-
-    def once(self, key, make):
-        "The stored result for `key`, or a new one; the one unused for longest is dropped."
-        if key not in self.known: self.known[key] = make()
-        self.known.move_to_end(key)
-        while len(self.known) > self.keep: self.known.popitem(last=False)
-        return self.known[key]
+        self.networks, self.pictures, self.size = dict(networks), dict(pictures), size
+        self.listeners = []  # functions without arguments, called when a picture has come
 
     def add(self, name, image, mask=None):
         "Put an own picture on the desk, in place of one of the same name."
         self.pictures[name] = image, mask
-        for key in [k for k in self.known if name in k]: del self.known[key]
+        self.forget(name)
         for tell in self.listeners: tell()
-
-    def picture(self, state):
-        "(image, mask or None) of a state."
-        if state.picture in self.pictures: return self.pictures[state.picture]
-        key = state.picture, state.street
-        return self.once(key, lambda: draw(state.picture, PICTURES, state.street, self.size))
 
     def view(self, state):
         "State -> View."
-        if state.method not in self.networks:
-            raise ValueError(f'method {state.method!r} is unknown; choose one of {", ".join(self.networks)}')
-        model, (image, truth) = self.networks[state.method], self.picture(state)
-        key = state.method, state.picture, state.street
-        seen = self.once(key, lambda: see(model, image))
-        trained = self.once((*key, 'trained'), lambda: think(model, seen, model.tau).pred)
-        thought = think(model, seen, state.tau if state.memory else math.inf)
-        pixel = probe(thought, truth, state.x, state.y)
-        cls = state.cls if state.cls >= 0 else int(pixel.weights.argmax())
-        return View(state, image, truth, thought, pixel, cls, trained, model.tau)
+        return compute_view(self, state)
 
-# %% ../nbs/32_explorer.ipynb #0041
+# %% ../nbs/32_explorer.ipynb #0044
+def picture_of(
+    desk,   # Desk
+    state,  # State
+):          # (image, mask or None)
+    "The picture that a state asks for."
+    if state.picture in desk.pictures: return desk.pictures[state.picture]
+    key = state.picture, state.street
+    return desk.once(key, lambda: draw(state.picture, PICTURES, state.street, desk.size))
+
+# %% ../nbs/32_explorer.ipynb #0045
+def compute_view(
+    desk,   # Desk
+    state,  # State
+):          # View
+    "All that follows from a state; what does not change with every move is kept on the desk."
+    if state.method not in desk.networks:
+        raise ValueError(f'method {state.method!r} is unknown; choose one of {", ".join(desk.networks)}')
+    model, (image, truth) = desk.networks[state.method], picture_of(desk, state)
+    key = state.method, state.picture, state.street
+    seen = desk.once(key, lambda: see(model, image))
+    trained = desk.once((*key, 'trained'), lambda: think(model, seen, model.tau).pred)
+    thought = think(model, seen, state.tau if state.memory else math.inf)
+    pixel = probe(thought, truth, state.x, state.y)
+    cls = state.cls if state.cls >= 0 else int(pixel.weights.argmax())
+    return View(state, image, truth, thought, pixel, cls, trained, model.tau)
+
+# %% ../nbs/32_explorer.ipynb #0048
 SHARP = 2  # drawn pixels for each pixel of the page
 PANEL, GAP, HEAD = (360, 270), 12, 22  # largest panel, space between two, title above; pixels of the page
 INK, PALE, ORANGE, BLUE = (34, 34, 34), (225, 225, 225), METHOD_COLOURS[1], METHOD_COLOURS[0]
 
-# %% ../nbs/32_explorer.ipynb #0042
+# %% ../nbs/32_explorer.ipynb #0049
 @functools.lru_cache
 def letters(
     size=12,     # pixels of the page
@@ -286,7 +312,7 @@ def letters(
     face = font_manager.FontProperties(family='DejaVu Sans', weight='bold' if bold else 'normal')
     return ImageFont.truetype(font_manager.findfont(face), size * SHARP)
 
-# %% ../nbs/32_explorer.ipynb #0043
+# %% ../nbs/32_explorer.ipynb #0050
 def sheet(
     w, h,  # pixels of the page
 ):         # (PIL image, write): write(x, y, text, ...) puts text on it
@@ -297,7 +323,7 @@ def sheet(
         pen.text((x * SHARP, y * SHARP), text, fill, letters(size, bold), anchor)
     return page, pen, write
 
-# %% ../nbs/32_explorer.ipynb #0044
+# %% ../nbs/32_explorer.ipynb #0051
 def panel_size(
     shape,  # (H, W) of the picture
 ):          # (w, h) of its panels, pixels of the page
@@ -305,7 +331,7 @@ def panel_size(
     k = min(PANEL[0] / shape[1], PANEL[1] / shape[0])
     return max(1, round(shape[1] * k)), max(1, round(shape[0] * k))
 
-# %% ../nbs/32_explorer.ipynb #0045
+# %% ../nbs/32_explorer.ipynb #0052
 def places(
     shape,  # (H, W) of the picture
 ):          # list of 4 (left, top), and the (w, h) of the whole sheet; pixels of the page
@@ -315,7 +341,7 @@ def places(
     spots = [(c * (w + GAP), HEAD + r * (h + HEAD + 6)) for r in (0, 1) for c in (0, 1)]
     return spots, (2 * w + GAP, 2 * (h + HEAD) + 6)
 
-# %% ../nbs/32_explorer.ipynb #0046
+# %% ../nbs/32_explorer.ipynb #0053
 def pixel_at(
     u, v,   # where on the sheet, fractions of its width and height
     shape,  # (H, W) of the picture
@@ -327,7 +353,7 @@ def pixel_at(
         x, y = u * W - left, v * H - top
         if 0 <= x < w and 0 <= y < h: return int(x * shape[1] / w), int(y * shape[0] / h)
 
-# %% ../nbs/32_explorer.ipynb #0049
+# %% ../nbs/32_explorer.ipynb #0056
 def viridis(
     v,    # (h, w) numbers
     top,  # what becomes the brightest colour; 0 becomes the darkest
@@ -335,7 +361,7 @@ def viridis(
     "Numbers as colours whose brightness grows with them."
     return matplotlib.colormaps['viridis'](np.clip(v / max(top, 1e-9), 0, 1), bytes=True)[..., :3]
 
-# %% ../nbs/32_explorer.ipynb #0050
+# %% ../nbs/32_explorer.ipynb #0057
 def four(
     view,  # View
 ):         # list of 4 (title, (h, w, 3) uint8)
@@ -347,7 +373,7 @@ def four(
     return [('picture', view.image), ('prediction', colourise(t.pred)), truth,
             (f'{what} of {name}, 0 to {grid.max():.2f}', viridis(grid[view.cls], float(grid.max())))]
 
-# %% ../nbs/32_explorer.ipynb #0051
+# %% ../nbs/32_explorer.ipynb #0058
 def mark(
     pen,         # ImageDraw
     left, top,   # corner of the panel, pixels of the page
@@ -364,7 +390,7 @@ def mark(
         if cols < W: pen.rectangle([v * SHARP for v in box], outline=colour, width=thick)
         pen.ellipse([v * SHARP for v in (x - 5, y - 5, x + 5, y + 5)], outline=colour, width=thick)
 
-# %% ../nbs/32_explorer.ipynb #0052
+# %% ../nbs/32_explorer.ipynb #0059
 def panels(
     view,  # View
 ):         # PIL image
@@ -380,14 +406,14 @@ def panels(
         mark(pen, left, top, view)
     return page
 
-# %% ../nbs/32_explorer.ipynb #0056
+# %% ../nbs/32_explorer.ipynb #0063
 def longest(
     weights,  # (N,) numbers from 0 to 1
 ):            # end of the axis
     "The shortest of four axes that holds them all."
     return next(v for v in (.1, .2, .5, 1) if weights.max() <= v or v == 1)
 
-# %% ../nbs/32_explorer.ipynb #0057
+# %% ../nbs/32_explorer.ipynb #0064
 def bars(
     view,  # View
 ):         # PIL image
@@ -406,10 +432,10 @@ def bars(
     for c in range(n): bar(pen, write, view, c, 46 + c * STEP, end)
     return page
 
-# %% ../nbs/32_explorer.ipynb #0058
+# %% ../nbs/32_explorer.ipynb #0065
 STEP, LEFT, WIDE = 19, 132, 136  # height of a row, start and length of the axis; pixels of the page
 
-# %% ../nbs/32_explorer.ipynb #0059
+# %% ../nbs/32_explorer.ipynb #0066
 def bar(
     pen, write,  # from `sheet`
     view,        # View
@@ -428,14 +454,14 @@ def bar(
     write(308, y + 6, f'{v:.3f}', 10, anchor='rm')
     if p.cosines is not None: write(350, y + 6, f'{p.cosines[c]:.2f}', 10, anchor='rm')
 
-# %% ../nbs/32_explorer.ipynb #0062
+# %% ../nbs/32_explorer.ipynb #0069
 def class_name(
     c,  # train id, IGNORE or None
 ):      # text
     "A train id in words."
     return 'unknown' if c is None else 'not labelled' if c == IGNORE else CLASSES[c]
 
-# %% ../nbs/32_explorer.ipynb #0063
+# %% ../nbs/32_explorer.ipynb #0070
 def setting(
     view,  # View of a network with a memory
 ):         # sentence
@@ -447,7 +473,7 @@ def setting(
     return (f'{now} the prediction differs in {changed:.1f} % of the pixels from the one at {view.tau:g}, '
             'as in training.')
 
-# %% ../nbs/32_explorer.ipynb #0064
+# %% ../nbs/32_explorer.ipynb #0071
 def words(
     view,  # View
 ):         # list of plain sentences
@@ -463,7 +489,7 @@ def words(
     lines.append(setting(view))
     return lines
 
-# %% ../nbs/32_explorer.ipynb #0069
+# %% ../nbs/32_explorer.ipynb #0076
 def soon(
     wait,  # seconds
     call,  # function without arguments
@@ -472,7 +498,7 @@ def soon(
     try: asyncio.get_running_loop().call_later(wait, call)
     except RuntimeError: call()
 
-# %% ../nbs/32_explorer.ipynb #0070
+# %% ../nbs/32_explorer.ipynb #0077
 class Latest:
     "However many changes arrive together, `work` runs once and sees the last of them."
 
@@ -496,7 +522,7 @@ class Latest:
         self.due = False
         self.work()
 
-# %% ../nbs/32_explorer.ipynb #0074
+# %% ../nbs/32_explorer.ipynb #0081
 def png(
     page,  # PIL image
 ):         # bytes of a PNG file
@@ -505,12 +531,11 @@ def png(
     page.save(file, 'PNG', compress_level=1)
     return file.getvalue()
 
-# %% ../nbs/32_explorer.ipynb #0075
+# %% ../nbs/32_explorer.ipynb #0082
 POINT = '''
 function render({model, el}) {
   const img = document.createElement("img");
-  img.style.cssText = "display:block; max-width:100%; height:auto; cursor:crosshair; touch-action:none";
-  img.draggable = false;
+  img.style.cssText = "display:block; max-width:100%; height:auto";
   const draw = () => {
     const old = img.src;
     img.src = URL.createObjectURL(new Blob([model.get("value")], {type: "image/png"}));
@@ -522,35 +547,46 @@ function render({model, el}) {
     model.set("at", [(e.clientX - r.left) / r.width, (e.clientY - r.top) / r.height]);
     model.save_changes();
   };
-  img.addEventListener("pointerdown", e => { img.setPointerCapture(e.pointerId); point(e); });
-  img.addEventListener("pointermove", e => { if (e.buttons & 1) point(e); });
+  if (model.get("pointing")) {
+    img.style.cssText += "; cursor:crosshair; touch-action:none";
+    img.draggable = false;
+    img.addEventListener("pointerdown", e => { img.setPointerCapture(e.pointerId); point(e); });
+    img.addEventListener("pointermove", e => { if (e.buttons & 1) point(e); });
+  }
   model.on("change:value", draw); draw();
   el.appendChild(img);
 }
 export default { render };
 '''
 
-# %% ../nbs/32_explorer.ipynb #0076
+# %% ../nbs/32_explorer.ipynb #0083
 @functools.cache
-def pointer_class():  # class of a picture that says where it was pressed, or None without anywidget
-    "A picture whose trait `at` is (u, v), fractions of its width and height."
+def pointer_class():  # class of a picture with words that says where it was pressed; None without anywidget
+    "A picture with alternative text, whose trait `at` is (u, v), fractions of its width and height."
     try: import anywidget, traitlets as t
     except ImportError: return None
     class Pointer(anywidget.AnyWidget):
         _esm = POINT
-        value, width, alt = (kind().tag(sync=True) for kind in (t.Bytes, t.Int, t.Unicode))
+        value, width, alt, pointing = (kind().tag(sync=True) for kind in (t.Bytes, t.Int, t.Unicode, t.Bool))
         at = t.List(t.Float(), [-1., -1.]).tag(sync=True)
     return Pointer
 
-# %% ../nbs/32_explorer.ipynb #0077
+# %% ../nbs/32_explorer.ipynb #0084
 def picture_widget(
     pointing=True,  # let the reader press on it
 ):                  # widget with `value`: bytes of a PNG file
-    "The picture to point at; a plain one where anywidget is missing."
-    kind = pointer_class() if pointing else None
-    return kind() if kind else widgets.Image(format='png', layout=dict(max_width='100%', height='auto'))
+    "A picture on the page; a plain one, without pointing and without words, where anywidget is missing."
+    if kind := pointer_class(): return kind(pointing=pointing)
+    return widgets.Image(format='png', layout=dict(max_width='100%', height='auto'))
 
-# %% ../nbs/32_explorer.ipynb #0078
+# %% ../nbs/32_explorer.ipynb #0085
+def can_point(
+    widget,  # of `picture_widget`
+):           # bool
+    "Does this picture say where it was pressed?"
+    return widget.has_trait('pointing') and widget.pointing
+
+# %% ../nbs/32_explorer.ipynb #0086
 def put(
     widget,  # of `picture_widget`
     page,    # PIL image
@@ -562,11 +598,11 @@ def put(
     else: widget.width, widget.alt = wide, alt
     widget.value = png(page)
 
-# %% ../nbs/32_explorer.ipynb #0081
+# %% ../nbs/32_explorer.ipynb #0089
 FOLLOW, OWN = 'strongest row at the pixel', 'own picture'
 NO_POINTING = 'Choose the pixel with the sliders; to press on the picture, install anywidget.'
 
-# %% ../nbs/32_explorer.ipynb #0082
+# %% ../nbs/32_explorer.ipynb #0090
 def explorer_controls(
     desk,  # Desk
 ):         # dict: name -> widget
@@ -585,7 +621,16 @@ def explorer_controls(
                    readout_format='.3g'),
         memory=slider(widgets.Checkbox, 'read the memory', value=True))
 
-# %% ../nbs/32_explorer.ipynb #0083
+# %% ../nbs/32_explorer.ipynb #0091
+def spoken(
+    lines,  # list of plain sentences
+):          # HTML
+    "Sentences as paragraphs that a screen reader reads out when they change."
+    style = 'margin:.2em 0;line-height:1.4'
+    body = ''.join(f'<p style="{style}">{html.escape(line)}</p>' for line in lines)
+    return f'<div role="status" aria-live="polite">{body}</div>'
+
+# %% ../nbs/32_explorer.ipynb #0092
 class Explorer:
     "The widget: controls, pictures, words. Show `.box`."
 
@@ -600,12 +645,7 @@ class Explorer:
         self.path = widgets.Text(placeholder='path of a picture on this machine', continuous_update=False)
         self.upload = widgets.FileUpload(accept='image/*', description='upload')
         self.view, self.shown, self.box = None, 0, explorer_box(self)
-        for control in self.controls.values(): control.observe(self.latest, 'value')
-        self.controls['method'].observe(lambda change: take_tau(self), 'value')
-        self.path.observe(lambda change: load_own(self, change['new'].strip()), 'value')
-        take_file = lambda change: [load_own(self, f['name'], bytes(f['content'])) for f in change['new']]
-        self.upload.observe(take_file, 'value')
-        if self.sheet.has_trait('at'): self.sheet.observe(lambda change: on_point(self, change['new']), 'at')
+        connect(self)
         self.show()
 
     def state(self):
@@ -615,45 +655,61 @@ class Explorer:
     def show(self):
         "Compute the view and show it."
         fit_sliders(self)
-        self.view = self.desk.view(self.state())
-        put(self.sheet, panels(self.view), ' '.join(words(self.view)))
-        put(self.bars, bars(self.view))
-        self.say(words(self.view))
-        self.shown += 1
+        self.view, self.shown = self.desk.view(self.state()), self.shown + 1
+        show_view(self, self.view)
 
-    def say(self, lines):
-        "Put sentences under the picture."
-        self.text.value = '<div role="status" aria-live="polite">' + ''.join(
-            f'<p style="margin:.2em 0;line-height:1.4">{html.escape(line)}</p>' for line in lines) + '</div>'
+# %% ../nbs/32_explorer.ipynb #0093
+def show_view(
+    e,     # Explorer
+    view,  # View
+):
+    "Put pictures and words on the page; the words are also the alternative text."
+    lines = words(view)
+    put(e.sheet, panels(view), 'Four pictures. ' + lines[0])
+    put(e.bars, bars(view), 'Nineteen bars. ' + lines[1])
+    e.text.value = spoken(lines)
 
-# %% ../nbs/32_explorer.ipynb #0084
+# %% ../nbs/32_explorer.ipynb #0094
+def connect(
+    e,  # Explorer
+):
+    "Let every control act: a change of state, a network, an own picture, a press."
+    def take_files(change):
+        for file in change['new']: load_own(e, file['name'], bytes(file['content']))
+    for control in e.controls.values(): control.observe(e.latest, 'value')
+    e.controls['method'].observe(lambda change: take_tau(e), 'value')
+    e.path.observe(lambda change: load_own(e, change['new'].strip()), 'value')
+    e.upload.observe(take_files, 'value')
+    if can_point(e.sheet): e.sheet.observe(lambda change: on_point(e, change['new']), 'at')
+
+# %% ../nbs/32_explorer.ipynb #0095
 def fit_sliders(
     e,  # Explorer
 ):
     "Let the sliders follow the size of the picture, and switch off what means nothing."
     c, state = e.controls, e.state()
-    H, W = e.desk.picture(state)[0].shape[:2]
+    H, W = picture_of(e.desk, state)[0].shape[:2]
     c['x'].max, c['y'].max = W - 1, H - 1
     c['street'].disabled = state.picture in e.desk.pictures
     c['tau'].disabled = c['memory'].disabled = e.desk.networks[state.method].mem is None
 
-# %% ../nbs/32_explorer.ipynb #0085
+# %% ../nbs/32_explorer.ipynb #0096
 def take_tau(
     e,  # Explorer
 ):
     "A network brings the temperature that it was trained with."
     e.controls['tau'].value = e.desk.networks[e.controls['method'].value].tau
 
-# %% ../nbs/32_explorer.ipynb #0086
+# %% ../nbs/32_explorer.ipynb #0097
 def on_point(
     e,   # Explorer
     at,  # (u, v) fractions of the sheet
 ):
     "The sheet was pressed; outside the panels nothing happens."
-    pixel = pixel_at(*at, e.desk.picture(e.state())[0].shape[:2])
+    pixel = pixel_at(*at, picture_of(e.desk, e.state())[0].shape[:2])
     if pixel: e.controls['x'].value, e.controls['y'].value = pixel
 
-# %% ../nbs/32_explorer.ipynb #0087
+# %% ../nbs/32_explorer.ipynb #0098
 def load_own(
     e,             # Explorer
     name,          # path, or the name of an uploaded file
@@ -662,20 +718,22 @@ def load_own(
     "Put an own picture on the desk and show it; an unreadable one changes nothing."
     if not name: return
     try: image = open_picture(name if content is None else content)
-    except (ValueError, OSError) as error: return e.say([str(error)])
+    except (ValueError, OSError) as error:
+        e.text.value = spoken([str(error)])
+        return
     name = f'{OWN}: {Path(name).name}'
     e.desk.add(name, image)
     e.controls['picture'].options = [*e.desk.pictures, *STYLES]
     e.controls['picture'].value = name
     e.latest(); e.latest.flush()
 
-# %% ../nbs/32_explorer.ipynb #0088
+# %% ../nbs/32_explorer.ipynb #0099
 def explorer_box(
     e,  # Explorer
 ):      # widget
     "Controls above, pictures below; they wrap on a narrow page."
     wrap = dict(flex_flow='row wrap', grid_gap='0 1em')
     c, own = e.controls, widgets.HBox([widgets.Label('own picture'), e.path, e.upload], layout=wrap)
-    if not e.sheet.has_trait('at'): own.children += widgets.Label(NO_POINTING),
+    if not can_point(e.sheet): own.children += widgets.Label(NO_POINTING),
     pictures = widgets.HBox([e.sheet, e.bars], layout=dict(wrap, grid_gap='1em', align_items='flex-start'))
     return widgets.VBox([widgets.HBox(list(c.values()), layout=wrap), own, pictures, e.text])

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['lr_factor', 'whole_file', 'save_model', 'read_config', 'load_weights', 'load_run', 'NotFinite', 'stop_on_interrupt',
-           'save_state', 'load_state', 'read_log', 'write_log', 'checked_update', 'fit']
+           'save_state', 'load_state', 'read_log', 'write_log', 'checked_update', 'LastGood', 'fit']
 
 # %% ../nbs/21_training.ipynb #0002
 import csv, json, math, os, signal, threading, time
@@ -196,6 +196,37 @@ def checked_update(
     return losses
 
 # %% ../nbs/21_training.ipynb #0031
+class LastGood:
+    "The last good state of a run, in memory and on disk."
+    def __init__(self, algorithm, step, folder=None):
+        self.algorithm, self.folder = algorithm, folder and Path(folder)
+        self.take(step, [])
+
+    def take(self, step, rows):
+        "This state is good."
+        self.step, self.rows, self.state = step, len(rows), self.algorithm.state_dict()
+
+    def write(self, step, rows):
+        "Put the algorithm and the log into the run directory, if there is one."
+        if self.folder is None: return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        save_state(self.folder, self.algorithm, step)
+        write_log(self.folder / "log.csv", rows)
+
+    def keep(self, step, rows):
+        "Both."
+        self.take(step, rows)
+        self.write(step, rows)
+
+    def update(self, batches, step, rows):
+        "One step; after NaN the algorithm, the state and the log are the last good ones again."
+        try: return checked_update(self.algorithm, batches, step)
+        except NotFinite:
+            self.algorithm.load_state_dict(self.state)
+            self.write(self.step, rows[:self.rows])
+            raise
+
+# %% ../nbs/21_training.ipynb #0032
 def fit(
     algorithm,      # from notebook 20: `update`, `set_rate`, `state_dict`, `load_state_dict`
     batches,        # step -> list with one (x, y) per source domain
@@ -209,29 +240,18 @@ def fit(
     watch=None,     # called as watch(rows) after each step: live pictures
 ):                  # -> (number of steps taken, list of log rows of this call)
     "Repeat `algorithm.update`; keeps the last good state, survives Ctrl-C and NaN."
-    rows, step, kept, began = [], start, (start, algorithm.state_dict()), time.perf_counter()
-    def keep():
-        if folder is None: return
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        save_state(folder, algorithm, step)
-        write_log(Path(folder) / "log.csv", rows)
+    rows, step, good, began = [], start, LastGood(algorithm, start, folder), time.perf_counter()
     with stop_on_interrupt() as asked, tqdm(total=steps, initial=start, disable=not progress, unit="step") as bar:
         while step < (steps if stop is None else stop) and not asked:
             clock = (time.perf_counter() - began) / (60 * minutes) if minutes else 0
             if clock >= 1: break
             algorithm.set_rate(lr_factor(max(step / steps, clock), algorithm.schedule))
-            try: losses = checked_update(algorithm, batches(step), step)
-            except NotFinite:
-                step = kept[0]
-                algorithm.load_state_dict(kept[1])
-                rows = rows[: step - start]
-                keep()
-                raise
+            losses = good.update(batches(step), step, rows)
             rows.append({"step": step, **losses})
             step += 1
             bar.update()
             bar.set_postfix({name: f"{value:.2f}" for name, value in losses.items()})
             if watch: watch(rows)
-            if step % every == 0: kept = (step, algorithm.state_dict()); keep()
-    keep()
+            if step % every == 0: good.keep(step, rows)
+    good.write(step, rows)
     return step, rows

@@ -1,4 +1,7 @@
 """Marks that the tests use."""
+import pytest
+
+pytest.register_assert_rewrite("helpers")
 
 
 def pytest_configure(config):

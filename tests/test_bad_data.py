@@ -2,6 +2,7 @@
 import struct, zlib
 import numpy as np, pytest
 from PIL import Image
+from helpers import complaint
 from pinmem.data import CamVidDomain, DrawnDomain, FolderDomain, cache, check_domain, open_domain, read_image
 
 W, H = 12, 8
@@ -21,14 +22,6 @@ def pairs(tmp_path):
         save(root / 'images' / f'ü{i}.png', rng.integers(0, 256, (H, W, 3), dtype=np.uint8))
         save(root / 'labels' / f'ü{i}.png', rng.integers(0, 19, (H, W), dtype=np.uint8))
     return root
-
-
-def complaint(kind, f, *words):
-    "f() must raise `kind` with one line that holds every word."
-    with pytest.raises(kind) as caught: f()
-    text = str(caught.value)
-    assert '\n' not in text and len(text) > 30
-    for word in words: assert str(word) in text, f'{word!r} is missing in: {text}'
 
 
 def read_all(root): return check_domain(FolderDomain(root), progress=False)

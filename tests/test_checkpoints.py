@@ -1,5 +1,4 @@
 """The authors' checkpoints: converted exactly, or refused in one line; never run."""
-import importlib.util
 import json
 import os
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch.testing import assert_close
 
+from helpers import load_recipe
 from pinmem.checkpoints import convert, expected, read_checkpoint
 from pinmem.cli import main
 from pinmem.training import load_run, load_weights
@@ -20,14 +20,6 @@ FOLDER = Path(os.environ.get("PINMEM_REFERENCE", HERE))
 STEPS = sorted(FOLDER.glob("official_step_*.npz"))
 SHAPES = json.loads((HERE / "official_params.json").read_text())
 V3_18, V3_50, V2_101 = "DeepLabV3+ on ResNet-18", "DeepLabV3+ on ResNet-50", "DeepLabV2 on ResNet-101"
-
-
-def load_recipe():
-    "The numpy module that makes every input from its name and a seed."
-    spec = importlib.util.spec_from_file_location("recipe", HERE / "recipe.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 recipe = load_recipe()

@@ -2,6 +2,7 @@
 import json, os, struct, subprocess, sys, zlib
 import numpy as np, pytest
 from PIL import Image
+from helpers import complaint
 from pinmem.data import DrawnDomain, FolderDomain, open_domain
 from pinmem.datasets import (IDD_NAMES, SETS, SetDomain, describe, examine, look, read_first_channel, read_polygons, walk)
 from pinmem.labels import CLASSES, CODES, FULL, IDDLITE7, IGNORE, SYNTHIA16, recode
@@ -182,15 +183,6 @@ BUILD = {'gtav': gtav, 'synthia': synthia, 'cityscapes': cityscapes, 'bdd100k': 
 
 @pytest.fixture
 def root(tmp_path): return tmp_path / 'Straße 街'
-
-
-def complaint(kind, f, *words):
-    "f() must raise `kind` with one line that holds every word."
-    with pytest.raises(kind) as caught: f()
-    text = str(caught.value)
-    assert '\n' not in text and len(text) > 30
-    for word in words: assert str(word) in text, f'{word!r} is missing in: {text}'
-    return text
 
 
 def check(domain, coding, n):

@@ -2,7 +2,6 @@
 
 The numbers lie in tests/reference (or in the directory that PINMEM_REFERENCE names); README.md there says what they are.
 """
-import importlib.util
 import json
 import os
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from helpers import load_recipe
 from pinmem.losses import aux_loss, cohesion_loss, divergence_terms, read_loss, seg_loss
 from pinmem.memory_init import one_hot
 from pinmem.memory_read import Fusion, read
@@ -23,14 +23,6 @@ STEPS = sorted(FOLDER.glob("official_step_*.npz"))
 MODULES = sorted(FOLDER.glob("official_modules_*.npz"))
 CASES = ["train", "odd", "eval", "temp05_mom099", "gumbel"]
 WORST = {}  # kind of number -> largest error met, shown by `pytest -s`
-
-
-def load_recipe():
-    "The numpy module that makes every input from its name and a seed."
-    spec = importlib.util.spec_from_file_location("recipe", HERE / "recipe.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 recipe = load_recipe()
