@@ -7,15 +7,17 @@ __all__ = ['READERS', 'IMAGENET_MEAN', 'IMAGENET_STD', 'GREY', 'PHOTOMETRIC', 'D
            'read_label', 'list_files', 'list_pairs', 'resize_pair', 'read_pair', 'FolderDomain', 'CamVidDomain',
            'check_domain', 'open_domain', 'to_tensor', 'to_image', 'pick_box', 'cut', 'saturate', 'turn_hue',
            'colour_map', 'draw_colours', 'clouds', 'photometric', 'to_bytes', 'curve', 'compress', 'augment',
-           'epoch_order', 'which', 'ahead', 'DomainCrops', 'DomainBatches', 'split_domains', 'virtual_domains']
+           'epoch_order', 'which', 'ahead', 'as_it_is', 'leave_interrupts', 'in_processes', 'DomainCrops',
+           'DomainBatches', 'split_domains', 'virtual_domains']
 
 # %% ../nbs/02_data.ipynb #0002
-import copy, difflib, functools, io, itertools, multiprocessing, warnings
+import copy, difflib, functools, io, itertools, multiprocessing, signal, warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import numpy as np, torch
 from PIL import Image, ImageFilter, ImageOps
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from .labels import CAMVID11, CLASSES, CODES, FULL, IGNORE, recode
 from .scenes import STYLES, draw
@@ -467,7 +469,33 @@ def ahead(
             yield result
     finally: pool.shutdown(wait=False, cancel_futures=True)
 
-# %% ../nbs/02_data.ipynb #0082
+# %% ../nbs/02_data.ipynb #0083
+def as_it_is(batch): return batch
+
+# %% ../nbs/02_data.ipynb #0084
+def leave_interrupts(worker):
+    "Ctrl-C is for the process that trains."
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+# %% ../nbs/02_data.ipynb #0085
+def in_processes(
+    batches,  # object with batches[t]; an error may come as a value
+    steps,    # iterable of step numbers, may be endless
+    workers,  # number of processes, 1 or more
+):            # generator of batches[t], in order
+    "Like `ahead`, in processes."
+    loader = DataLoader(batches, batch_size=None, sampler=steps, num_workers=workers, collate_fn=as_it_is,
+                        generator=torch.Generator(), worker_init_fn=leave_interrupts)
+    try:
+        for batch in loader:
+            if isinstance(batch, Exception): raise batch
+            yield batch
+    except RuntimeError as error:
+        if 'DataLoader worker' not in str(error): raise
+        raise OSError(f'a process that prepares batches was killed ({str(error).splitlines()[0]}); perhaps memory, or '
+                      'the memory that processes share, is too small; use fewer workers, or --workers 0') from None
+
+# %% ../nbs/02_data.ipynb #0086
 class DomainCrops:
     "The crops that steps are made of; each is a pure function of (seed, step, domain, place)."
 
@@ -478,21 +506,23 @@ class DomainCrops:
         crop=(256, 128),  # (w, h) of the crops
         seed=0,           # seed of order and augmentation
         workers=1,        # threads that prepare batches ahead; 0: none
+        processes=0,      # processes that do so instead of the threads
         change=None,      # keywords of `photometric`: a dict, or f(step, index of domain) -> dict
         **geometry,       # further keywords of `augment`: scale, flip, rare
     ):
         self.domains, self.per_domain, self.crop, self.seed = list(domains), per_domain, crop, seed
-        self.workers, self.geometry = workers, geometry
-        self.change = change if callable(change) else lambda t, d: change or PHOTOMETRIC['paper']
+        self.workers, self.processes, self.geometry = workers, processes, geometry
+        self.change = change or PHOTOMETRIC['paper']
 
     def crop_of(self, t, d, i):
         "The i-th crop of domain d at step t, as tensors."
         place = which(self.seed, d, t * self.per_domain + i, len(self.domains[d]))
         image, mask = self.domains[d][place]
         rng = np.random.default_rng([self.seed, t, d, i])
-        return to_tensor(*augment(image, mask, rng, self.crop, **self.geometry, **self.change(t, d)))
+        change = self.change(t, d) if callable(self.change) else self.change
+        return to_tensor(*augment(image, mask, rng, self.crop, **self.geometry, **change))
 
-# %% ../nbs/02_data.ipynb #0084
+# %% ../nbs/02_data.ipynb #0088
 class DomainBatches(DomainCrops):
     "One batch per domain for every step; step t is a pure function of (seed, t)."
 
@@ -501,14 +531,20 @@ class DomainBatches(DomainCrops):
         crops = [[self.crop_of(t, d, i) for i in range(self.per_domain)] for d in range(len(self.domains))]
         return [tuple(torch.stack(part) for part in zip(*pairs)) for pairs in crops]
 
+    def __getitem__(self, t):
+        "Step t for a process; what is wrong with a file comes back as a value."
+        try: return self.batch(t)
+        except (ValueError, OSError) as error: return error
+
     def stream(self, start=0, stop=None):
-        "Batches of steps start, start + 1, ... up to stop; prepared ahead by threads."
-        return ahead(self.batch, itertools.count(start) if stop is None else range(start, stop),
-                     self.workers)
+        "Batches of steps start, start + 1, ... up to stop; prepared ahead by threads or processes."
+        steps = itertools.count(start) if stop is None else range(start, stop)
+        if self.processes: return in_processes(self, steps, self.processes)
+        return ahead(self.batch, steps, self.workers)
 
     def __iter__(self): return self.stream()
 
-# %% ../nbs/02_data.ipynb #0091
+# %% ../nbs/02_data.ipynb #0095
 def split_domains(
     names,  # list of source domains
     rng,    # numpy Generator
@@ -521,7 +557,7 @@ def split_domains(
     mtr = [n for i, n in enumerate(names) if bits >> i & 1]
     return mtr, [n for i, n in enumerate(names) if not bits >> i & 1]
 
-# %% ../nbs/02_data.ipynb #0095
+# %% ../nbs/02_data.ipynb #0099
 def virtual_domains(
     domain,  # the only source
     n=2,     # number of virtual domains

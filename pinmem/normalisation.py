@@ -207,17 +207,17 @@ def sensitivity(
 # %% ../nbs/18_normalisation.ipynb #0059
 @contextmanager
 def target_statistics(
-    model,  # a network; its state is the same afterwards
+    model,     # a network in evaluation mode; its state is the same afterwards
+    share=1.0, # of the images' statistics; the rest are the collected ones
 ):
-    "While open, BatchNorm uses the statistics of the images at hand and remembers nothing."
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    kept = [(m, m.training, m.momentum, m.num_batches_tracked.clone()) for m in norms]
-    def choose(m, args): m.training = args[0].shape[-2:].numel() > 1
-    hooks = [m.register_forward_pre_hook(choose) for m in norms]
-    for m in norms: m.momentum = 0.0
+    "While open, BatchNorm normalises by the statistics of the images at hand, or by a share of them."
+    kept = {m: (m.running_mean, m.running_var) for m in model.modules() if isinstance(m, nn.BatchNorm2d)}
+    def mix(m, args):
+        if args[0].shape[-2:].numel() == 1: return                    # one cell has no variance
+        var, mean = torch.var_mean(args[0].float(), (0, 2, 3), correction=0)
+        m.running_mean, m.running_var = (torch.lerp(a, b, share) for a, b in zip(kept[m], (mean, var)))
+    hooks = [m.register_forward_pre_hook(mix) for m in kept]
     try: yield
     finally:
         for hook in hooks: hook.remove()
-        for m, training, momentum, count in kept:
-            m.training, m.momentum = training, momentum
-            m.num_batches_tracked.copy_(count)
+        for m, (mean, var) in kept.items(): m.running_mean, m.running_var = mean, var

@@ -4,16 +4,19 @@
 
 # %% auto #0
 __all__ = ['lr_factor', 'whole_file', 'save_model', 'read_config', 'load_weights', 'load_run', 'NotFinite', 'stop_on_interrupt',
-           'save_state', 'load_state', 'read_log', 'write_log', 'checked_update', 'LastGood', 'fit']
+           'state_files', 'save_state', 'read_state', 'load_state', 'read_log', 'write_log', 'checked_update',
+           'NoMemory', 'LastGood', 'safe_update', 'fit', 'board', 'to_board']
 
 # %% ../nbs/21_training.ipynb #0002
 import csv, json, math, os, signal, threading, time
 from contextlib import contextmanager
 from pathlib import Path
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
+from .at_size import out_of_memory
 from .labels import CLASSES
 from .normalisation import build_network
 
@@ -135,31 +138,59 @@ def stop_on_interrupt():  # -> a list that is non-empty once Ctrl-C was pressed
     finally: signal.signal(signal.SIGINT, before)
 
 # %% ../nbs/21_training.ipynb #0025
+def state_files(
+    folder,  # run directory
+    keep,    # number of states
+):           # -> list of paths, newest first
+    "Where the states of a run lie."
+    return [Path(folder) / ("state.pt" + (f".{i}" if i else "")) for i in range(keep)]
+
+# %% ../nbs/21_training.ipynb #0026
 def save_state(
     folder,     # run directory
     algorithm,  # gives `state_dict()`
     step,       # number of steps taken
+    keep=2,     # number of states that stay
 ):
-    "Write `state.pt`, from which `fit` goes on."
-    with whole_file(Path(folder) / "state.pt") as part: torch.save({"step": step, **algorithm.state_dict()}, part)
+    "Write `state.pt`, from which `fit` goes on; earlier ones step back."
+    files = state_files(folder, keep)
+    with whole_file(files[0]) as part:
+        torch.save({"step": step, **algorithm.state_dict()}, part)
+        for newer, older in reversed(list(zip(files, files[1:]))):
+            if newer.exists(): os.replace(newer, older)
 
-# %% ../nbs/21_training.ipynb #0026
+# %% ../nbs/21_training.ipynb #0028
+def read_state(
+    path,  # a file of `save_state`
+):         # -> dict; ValueError when it is damaged
+    "Read a state; loading is `weights_only`, so it cannot run code."
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        if not isinstance(state.get("step"), int): raise ValueError("no step in it")
+        return state
+    except Exception as error:
+        raise ValueError(f"{path}: damaged ({type(error).__name__})") from None
+
+# %% ../nbs/21_training.ipynb #0029
 def load_state(
     folder,     # run directory
     algorithm,  # takes `load_state_dict()`
 ):              # -> number of steps already taken
-    "Read `state.pt` back; loading is `weights_only`, so it cannot run code."
-    path = Path(folder) / "state.pt"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: nothing to resume; start without --resume")
-    try: state = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:
-        raise ValueError(f"{path}: damaged ({type(error).__name__}); start again without --resume") from None
+    "Go back to the newest state that is whole."
+    found = [path for path in state_files(folder, 1000) if path.is_file()]
+    if not found: raise FileNotFoundError(f"{Path(folder) / 'state.pt'}: nothing to resume; start without --resume")
+    errors = []
+    for path in found:
+        try: state = read_state(path)
+        except ValueError as error: errors.append(str(error))
+        else: break
+    else: raise ValueError(f"{'; '.join(errors)}; start again without --resume")
     step = state.pop("step")
+    if errors: print(f"{'; '.join(errors)}; going on from {path.name}, step {step}", flush=True)
     algorithm.load_state_dict(state)
     return step
 
-# %% ../nbs/21_training.ipynb #0027
+# %% ../nbs/21_training.ipynb #0031
 def read_log(
     path,  # log.csv
 ):         # -> dict: column -> list of floats
@@ -168,7 +199,7 @@ def read_log(
     with open(path, newline="", encoding="utf-8") as file: rows = list(csv.DictReader(file))
     return {key: [float(row[key]) for row in rows] for key in (rows[0] if rows else [])}
 
-# %% ../nbs/21_training.ipynb #0028
+# %% ../nbs/21_training.ipynb #0032
 def write_log(
     path,  # log.csv
     rows,  # list of dicts with the same keys, 'step' among them
@@ -182,24 +213,33 @@ def write_log(
         writer.writeheader()
         writer.writerows([{**row, "step": int(row["step"])} for row in keep + rows])
 
-# %% ../nbs/21_training.ipynb #0030
+# %% ../nbs/21_training.ipynb #0035
 def checked_update(
     algorithm,  # gives `update(batches) -> dict of floats`
     batches,    # one (x, y) per source domain
     step,       # its number, for the message
 ):              # -> dict of floats
     "One step; raises `NotFinite` naming the step and the losses when one is NaN or infinite."
+    seeds = np.random.SeedSequence([getattr(algorithm, "seed", 0), step, 4])
+    torch.manual_seed(int(seeds.generate_state(1)[0]))
     losses = algorithm.update(batches)
     bad = [name for name, value in losses.items() if not math.isfinite(value)]
     if bad: raise NotFinite(f"step {step}: {', '.join(bad)} is not finite, training stopped and the last good state "
                             f"is kept; lower --lr, or look at the data of this step")
     return losses
 
-# %% ../nbs/21_training.ipynb #0031
+# %% ../nbs/21_training.ipynb #0037
+class NoMemory(MemoryError):
+    "Memory ran out."
+    def __init__(self, when, kept):
+        super().__init__(f"{when}: memory ran out; {kept}; lower --set per_domain=N or --set crop=[W,H], or add "
+                         f"--set checkpoint=True (the same result, slower) or --set precision=bf16")
+
+# %% ../nbs/21_training.ipynb #0038
 class LastGood:
     "The last good state of a run, in memory and on disk."
-    def __init__(self, algorithm, step, folder=None):
-        self.algorithm, self.folder = algorithm, folder and Path(folder)
+    def __init__(self, algorithm, step, folder=None, keep=2):
+        self.algorithm, self.folder, self.kept, self.written = algorithm, folder and Path(folder), keep, None
         self.take(step, [])
 
     def take(self, step, rows):
@@ -207,26 +247,40 @@ class LastGood:
         self.step, self.rows, self.state = step, len(rows), self.algorithm.state_dict()
 
     def write(self, step, rows):
-        "Put the algorithm and the log into the run directory, if there is one."
-        if self.folder is None: return
+        "Put the algorithm and the log into the run directory, if there is one and it does not hold them yet."
+        if self.folder is None or self.written == step: return
         self.folder.mkdir(parents=True, exist_ok=True)
-        save_state(self.folder, self.algorithm, step)
+        save_state(self.folder, self.algorithm, step, self.kept)
         write_log(self.folder / "log.csv", rows)
+        self.written = step
 
     def keep(self, step, rows):
         "Both."
         self.take(step, rows)
         self.write(step, rows)
 
-    def update(self, batches, step, rows):
-        "One step; after NaN the algorithm, the state and the log are the last good ones again."
-        try: return checked_update(self.algorithm, batches, step)
-        except NotFinite:
-            self.algorithm.load_state_dict(self.state)
-            self.write(self.step, rows[:self.rows])
-            raise
+    def back(self, rows):
+        "The algorithm, the state and the log become the last good ones again."
+        self.algorithm.load_state_dict(self.state)
+        self.write(self.step, rows[:self.rows])
 
-# %% ../nbs/21_training.ipynb #0032
+# %% ../nbs/21_training.ipynb #0039
+def safe_update(
+    good,     # LastGood of the run
+    batches,  # one (x, y) per source domain
+    step,     # its number
+    rows,     # the log so far
+):            # -> dict of floats
+    "One step; when a loss is not finite or memory runs out, the run goes back to its last good state first."
+    try: return checked_update(good.algorithm, batches, step)
+    except NotFinite as error: failure = error
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error): raise
+        failure = NoMemory(f"step {step}", f"the state of step {good.step} is kept")
+    good.back(rows)  # after the block: the error has let go of what it held
+    raise failure from None
+
+# %% ../nbs/21_training.ipynb #0040
 def fit(
     algorithm,      # from notebook 20: `update`, `set_rate`, `state_dict`, `load_state_dict`
     batches,        # step -> list with one (x, y) per source domain
@@ -238,20 +292,39 @@ def fit(
     every=100,      # steps between two kept states
     progress=True,  # show a bar
     watch=None,     # called as watch(rows) after each step: live pictures
+    keep=2,         # number of states that stay on disk
 ):                  # -> (number of steps taken, list of log rows of this call)
-    "Repeat `algorithm.update`; keeps the last good state, survives Ctrl-C and NaN."
-    rows, step, good, began = [], start, LastGood(algorithm, start, folder), time.perf_counter()
+    "Repeat `algorithm.update`; keeps the last good state, survives Ctrl-C, NaN and a lack of memory."
+    rows, step, good, began = [], start, LastGood(algorithm, start, folder, keep), time.perf_counter()
     with stop_on_interrupt() as asked, tqdm(total=steps, initial=start, disable=not progress, unit="step") as bar:
         while step < (steps if stop is None else stop) and not asked:
             clock = (time.perf_counter() - began) / (60 * minutes) if minutes else 0
             if clock >= 1: break
             algorithm.set_rate(lr_factor(max(step / steps, clock), algorithm.schedule))
-            losses = good.update(batches(step), step, rows)
-            rows.append({"step": step, **losses})
+            rows.append({"step": step, **safe_update(good, batches(step), step, rows)})
             step += 1
             bar.update()
-            bar.set_postfix({name: f"{value:.2f}" for name, value in losses.items()})
+            bar.set_postfix({name: f"{value:.2f}" for name, value in list(rows[-1].items())[1:]})
             if watch: watch(rows)
             if step % every == 0: good.keep(step, rows)
     good.write(step, rows)
     return step, rows
+
+# %% ../nbs/21_training.ipynb #0042
+def board(
+    folder,   # run directory
+    start=0,  # first step; what a stopped run wrote after it is dropped
+):            # -> TensorBoard's writer, or None where it is not installed
+    "TensorBoard for a run."
+    try: from torch.utils.tensorboard import SummaryWriter
+    except ImportError: return None
+    return SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=start)
+
+# %% ../nbs/21_training.ipynb #0043
+def to_board(
+    writer,  # from `board`
+    rows,    # log so far
+):
+    "Write the last line of the log."
+    for name, value in rows[-1].items():
+        if name != "step": writer.add_scalar(name, value, rows[-1]["step"])

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 
-from pinmem.algorithms import ALGORITHMS, CHOICES, PRESETS, PinTheMemory, plan, read_switch, takes
+from pinmem.algorithms import ALGORITHMS, CHOICES, PRESETS, PinTheMemory, place_of, plan, read_switch, takes
 from pinmem.normalisation import build_network, instance_norms
 
 SMALL = dict(weights=None, channels=16, rates=(1, 2, 3), context_width=8, fine=8, width=16)
@@ -119,7 +119,7 @@ def test_places_of_instance_norm_are_those_of_table_8():
     assert sum(p.numel() for p in ibn.parameters()) == 45_081_542 + 2 * (256 + 512)
 
 
-@pytest.mark.parametrize("name", [n for n in CHOICES if n not in ("photometric", "schedule", "optimiser")])
+@pytest.mark.parametrize("name", [n for n in CHOICES if place_of(n) in ("algorithm", "model") and n not in ("schedule", "optimiser")])
 def test_every_choice_takes_a_step(name):
     for value in CHOICES[name]:
         made = plan("pinmem", **{name: value})
@@ -158,6 +158,11 @@ def test_every_preset_value_is_taken():
     (dict(prime="frozen"), "prime_frozen_e"),
     (dict(order=1.5), "1 or 2"),
     (dict(momentum="most"), "0 to 1"),
+    (dict(method="aggregation", photometric_test="hard"), "no meta-test"),
+    (dict(method="robustnet", checkpoint=True), "inside of E"),
+    (dict(precision="half"), "bf16"),
+    (dict(crop=[768]), "[WIDTH, HEIGHT]"),
+    (dict(preset="gs-r50", sources=["gtav:a"]), "synthia is missing"),
     (dict(tau=0), "tau"),
     (dict(sources=["town", "city"], domains=3), "domains"),
     (dict(sources=["town", "city"], domains=1), "two"),
