@@ -6,9 +6,9 @@
 __all__ = ['OPTIMISERS', 'ALGORITHMS', 'CHOICES', 'LIMITS', 'SGD', 'PRESETS', 'ROW', 'ABOUT_MEMORY', 'COMPUTE', 'SCORE',
            'parameter_groups', 'Resumable', 'answer', 'Algorithm', 'check_network', 'pool', 'Aggregation', 'IBNa',
            'IBNb', 'Whitening', 'RobustNet', 'AggregationMemory', 'sides', 'split_batches', 'MLDG', 'FirstOrderMLDG',
-           'TSMLDG', 'PinTheMemory', 'EpisodicMemory', 'check_values', 'check_size', 'check_taught', 'row_sources',
-           'takes', 'defaults', 'place_of', 'fits', 'check_switch', 'plan', 'first_sources', 'read_switch',
-           'start_memory', 'weigh_classes']
+           'TSMLDG', 'PinTheMemory', 'EpisodicMemory', 'PinTheMemoryPlus', 'check_values', 'check_size', 'check_taught',
+           'row_sources', 'takes', 'defaults', 'place_of', 'fits', 'check_switch', 'plan', 'first_sources',
+           'read_switch', 'start_memory', 'weigh_classes']
 
 # %% ../nbs/20_algorithms.ipynb #0002
 import ast, difflib, inspect
@@ -61,18 +61,19 @@ class Resumable:
 # %% ../nbs/20_algorithms.ipynb #0010
 @torch.no_grad()
 def answer(
-    model,  # a trained network
-    x,      # (B, 3, H, W)
-):          # -> logits (B, N, H, W)
+    model,          # a trained network
+    x,              # (B, 3, H, W)
+    statistics=0.0, # share of BatchNorm's statistics that these images give, see `target_statistics`
+):                  # -> logits (B, N, H, W)
     "Prediction, in evaluation mode."
-    model.eval()
-    return model(x)
+    with target_statistics(model.eval(), statistics): return model(x)
 
 # %% ../nbs/20_algorithms.ipynb #0011
 class Algorithm(Resumable):
     "Optimiser, rate and state; a subclass says how one step is taken."
     network = dict(memory=False)  # what it asks of `build_network`
     splits, fixed = False, {}     # needs two domains or more; keywords that it sets itself
+    statistics = 0.0              # share of the images' own statistics when it answers
 
     def __init__(
         self,
@@ -94,9 +95,7 @@ class Algorithm(Resumable):
         self.rate = factor
         for group in self.optimiser.param_groups: group["lr"] = group["base"] * factor
 
-    answer = staticmethod(answer)
-
-    def predict(self, x): return self.answer(self.model, x)
+    def predict(self, x): return answer(self.model, x, self.statistics)
 
 # %% ../nbs/20_algorithms.ipynb #0012
 def check_network(
@@ -296,11 +295,7 @@ class FirstOrderMLDG(MLDG):
 # %% ../nbs/20_algorithms.ipynb #0029
 class TSMLDG(MLDG):
     "MLDG; at test BatchNorm takes its statistics from the images it is given together."
-    network = dict(memory=False, frozen_stats=False)
-
-    @staticmethod
-    def answer(model, x):
-        with target_statistics(model): return answer(model, x)
+    network, statistics = dict(memory=False, frozen_stats=False), 1.0
 
 # %% ../nbs/20_algorithms.ipynb #0031
 class PinTheMemory(MLDG):
@@ -334,15 +329,21 @@ class EpisodicMemory(PinTheMemory):
     fixed = dict(alpha=0.0, order=1)
     def __init__(self, model, **keywords): super().__init__(model, **keywords, **self.fixed)
 
-# %% ../nbs/20_algorithms.ipynb #0034
+# %% ../nbs/20_algorithms.ipynb #0035
+class PinTheMemoryPlus(PinTheMemory):
+    "Ours: Pin the Memory, read around the mean row, answering with a quarter of the image's own statistics."
+    network, statistics = dict(memory=True, read="centred"), 0.25
+
+# %% ../nbs/20_algorithms.ipynb #0036
 ALGORITHMS = {
     "aggregation": Aggregation, "aggregation-memory": AggregationMemory,
     "mldg": MLDG, "mldg-first": FirstOrderMLDG,
     "episodic-memory": EpisodicMemory, "pinmem": PinTheMemory,
     "ibn-a": IBNa, "ibn-b": IBNb, "robustnet": RobustNet, "tsmldg": TSMLDG,
+    "pinmem+": PinTheMemoryPlus,
 }
 
-# %% ../nbs/20_algorithms.ipynb #0036
+# %% ../nbs/20_algorithms.ipynb #0038
 CHOICES = {
     "order": (1, 2), "objective": ("sum", "outer"), "reduction": ("mean", "sum"),
     "prime": ("hat", "prime", "prime_frozen_e", "prime_frozen_eu"),
@@ -352,14 +353,14 @@ CHOICES = {
     "precision": ("float32", "bf16"), "checkpoint": (False, True), "classes": (19, 16), "flip": (False, True),
 }
 
-# %% ../nbs/20_algorithms.ipynb #0037
+# %% ../nbs/20_algorithms.ipynb #0039
 LIMITS = {
     "momentum": (0, 1), "tau": (1e-3, 1e3), "lam1": (0, 1e3), "lam2": (0, 1e3), "alpha": (0, 10),
     "lr": (0, 10), "encoder_lr": (0, 10), "weight_decay": (0, 10), "rare": (0, 1), "per_domain": (1, 256),
     "weight": (0, 1e3), "start": (0, 10**9), "measure": (1, 10**9), "memory_images": (0, 10**9),
 }
 
-# %% ../nbs/20_algorithms.ipynb #0038
+# %% ../nbs/20_algorithms.ipynb #0040
 def check_values(
     **values,  # keyword -> value
 ):             # -> the same dict
@@ -376,7 +377,7 @@ def check_values(
         if name in ("crop", "window") and value is not None: check_size(name, value)
     return values
 
-# %% ../nbs/20_algorithms.ipynb #0039
+# %% ../nbs/20_algorithms.ipynb #0041
 def check_size(
     name,   # of a switch
     value,  # its value
@@ -385,7 +386,7 @@ def check_size(
     if isinstance(value, (list, tuple)) and len(value) == 2 and all(type(v) is int and v >= 32 for v in value): return
     raise ValueError(f"{name} is {value!r}; expected [WIDTH, HEIGHT], each 32 or more, for example {name}=[256,128]; change it")
 
-# %% ../nbs/20_algorithms.ipynb #0042
+# %% ../nbs/20_algorithms.ipynb #0044
 def check_taught(
     prime, lam2, objective, order, # of `PinTheMemory`
     **others,                      # its other switches
@@ -396,10 +397,10 @@ def check_taught(
     raise ValueError(f"prime={prime!r} contradicts {other}: the first keeps the meta-test from teaching U, the second "
                      f"keeps L_div from it, so nothing would teach U; change one of them")
 
-# %% ../nbs/20_algorithms.ipynb #0058
+# %% ../nbs/20_algorithms.ipynb #0060
 SGD = dict(optimiser="sgd", lr=0.01, encoder_lr=1.0, weight_decay=5e-4, schedule="exp")
 
-# %% ../nbs/20_algorithms.ipynb #0059
+# %% ../nbs/20_algorithms.ipynb #0061
 PRESETS = {
     "pinmem": dict(
         model=dict(tau=0.1),
@@ -421,7 +422,7 @@ PRESETS = {
                   balance=0.0)),
 }
 
-# %% ../nbs/20_algorithms.ipynb #0062
+# %% ../nbs/20_algorithms.ipynb #0064
 ROW = dict(
     sources=("gtav", "synthia"), steps=120_000, stop=30_000,
     model=dict(encoder="resnet50.tv_in1k", head="deeplabv3plus", label_mode="bilinear", coh_at="labels"),
@@ -431,7 +432,7 @@ ROW = dict(
               balance=0.0, memory_images=0),
     score=dict(classes=19, window=None, flip=False, height=None))
 
-# %% ../nbs/20_algorithms.ipynb #0063
+# %% ../nbs/20_algorithms.ipynb #0065
 PRESETS |= {
     "gs-r50": ROW,
     "gsi-r50": {**ROW, "sources": ("gtav", "synthia", "idd")},
@@ -440,7 +441,7 @@ PRESETS |= {
                 "model": {**ROW["model"], "encoder": "resnet101.tv_in1k", "head": "deeplabv2", "early_stride": True}},
 }
 
-# %% ../nbs/20_algorithms.ipynb #0065
+# %% ../nbs/20_algorithms.ipynb #0067
 def row_sources(
     preset,   # key of PRESETS that names its sources
     sources,  # as on the command line: 'gtav:PATH', or styles
@@ -458,7 +459,7 @@ def row_sources(
         sources = [sources[given.index(kind)] for kind in wanted]
     return list(sources) * (2 if splits and len(sources) == 1 else 1)
 
-# %% ../nbs/20_algorithms.ipynb #0068
+# %% ../nbs/20_algorithms.ipynb #0070
 def takes(
     cls,  # an algorithm
 ):        # -> set of keywords that may be set for it
@@ -467,10 +468,10 @@ def takes(
     names = {n for init in inits for n in inspect.signature(init).parameters}
     return names - {"self", "model", "shared", "keywords", "seed"} - set(cls.fixed)
 
-# %% ../nbs/20_algorithms.ipynb #0071
+# %% ../nbs/20_algorithms.ipynb #0073
 ABOUT_MEMORY = {"tau", "read", "updater", "fusion", "label_mode", "coh_at"}  # useless without 𝓜
 
-# %% ../nbs/20_algorithms.ipynb #0072
+# %% ../nbs/20_algorithms.ipynb #0074
 def defaults(
     call,  # a function or class
 ):         # -> dict: keyword -> default
@@ -478,13 +479,13 @@ def defaults(
     parameters = inspect.signature(call).parameters.items()
     return {name: p.default for name, p in parameters if p.default is not p.empty}
 
-# %% ../nbs/20_algorithms.ipynb #0073
+# %% ../nbs/20_algorithms.ipynb #0075
 COMPUTE = dict(precision="float32", checkpoint=False)                 # how a step is computed, see notebook 19
 
-# %% ../nbs/20_algorithms.ipynb #0074
+# %% ../nbs/20_algorithms.ipynb #0076
 SCORE = dict(classes=19, window=None, flip=False, height=None)        # how a run is scored, see notebook 22
 
-# %% ../nbs/20_algorithms.ipynb #0075
+# %% ../nbs/20_algorithms.ipynb #0077
 def place_of(
     name,  # of a switch
 ):         # -> 'algorithm', 'model', 'data', 'run', 'compute' or 'score'
@@ -500,7 +501,7 @@ def place_of(
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise ValueError(f"unknown switch {name!r}; {hint}choose {', '.join(known)}")
 
-# %% ../nbs/20_algorithms.ipynb #0077
+# %% ../nbs/20_algorithms.ipynb #0079
 def fits(
     cls,   # an algorithm
     name,  # of a switch
@@ -519,7 +520,7 @@ def fits(
     if name in meta: return "it takes no inner step"
     return "it has no memory" if name in takes(AggregationMemory) else "it has no such part"
 
-# %% ../nbs/20_algorithms.ipynb #0078
+# %% ../nbs/20_algorithms.ipynb #0080
 def check_switch(
     method,  # key of ALGORITHMS
     name,    # of a switch
@@ -534,7 +535,7 @@ def check_switch(
         raise ValueError(f"{name}={value!r} contradicts method {method!r}: {why}; leave the switch out or choose "
                          f"{others}")
 
-# %% ../nbs/20_algorithms.ipynb #0080
+# %% ../nbs/20_algorithms.ipynb #0082
 def plan(
     method="pinmem",  # key of ALGORITHMS
     preset="pinmem",  # key of PRESETS
@@ -558,7 +559,7 @@ def plan(
                 data={**base["data"], **asked["data"]}, sources=first_sources(sources, **asked["run"]),
                 **{place: values for place, values in more.items() if values})
 
-# %% ../nbs/20_algorithms.ipynb #0081
+# %% ../nbs/20_algorithms.ipynb #0083
 def first_sources(
     sources,      # names
     domains=None, # how many of them
@@ -570,7 +571,7 @@ def first_sources(
                          f"sources; or name more sources")
     return list(sources)[:domains]
 
-# %% ../nbs/20_algorithms.ipynb #0085
+# %% ../nbs/20_algorithms.ipynb #0087
 def read_switch(
     text,  # 'name=value'
 ):         # -> (name, value)
@@ -582,7 +583,7 @@ def read_switch(
     except (ValueError, SyntaxError): value = value.strip()
     return name.strip(), value
 
-# %% ../nbs/20_algorithms.ipynb #0090
+# %% ../nbs/20_algorithms.ipynb #0092
 @torch.no_grad()
 def start_memory(
     model,          # `MemoryNet`; nothing happens when it has no memory
@@ -605,7 +606,7 @@ def start_memory(
     model.mem = mem
     return (~seen).nonzero()[:, 0].tolist()
 
-# %% ../nbs/20_algorithms.ipynb #0093
+# %% ../nbs/20_algorithms.ipynb #0095
 def weigh_classes(
     model,     # `MemoryNet`; its `class_weight` is set
     domains,   # source domains

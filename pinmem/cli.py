@@ -7,8 +7,8 @@ __all__ = ['EXAM', 'ROWS', 'ROWS_OF', 'DEFAULT_STEPS', 'split_names', 'open_sour
            'make_batches', 'make_algorithm', 'plan_run', 'all_settings', 'describe_run', 'open_run', 'train',
            'to_device', 'last_step', 'estimate', 'watchers', 'learn', 'open_target', 'predictor', 'score', 'finish',
            'report_run', 'evaluate_run', 'look_at', 'find_images', 'predict_image', 'write_image', 'predict',
-           'write_memory_maps', 'scenes', 'compare_runs', 'convert_run', 'explore_run', 'size', 'Parser', 'add_train',
-           'add_evaluate', 'add_pictures', 'add_compare', 'add_runs', 'parser', 'main']
+           'write_memory_maps', 'scenes', 'compare_runs', 'convert_run', 'explore_run', 'size', 'fraction', 'Parser',
+           'add_train', 'add_evaluate', 'add_pictures', 'add_compare', 'add_runs', 'parser', 'main']
 
 # %% ../nbs/23_cli.ipynb #0002
 import argparse, functools, json, platform, sys, textwrap
@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 import pinmem
-from .algorithms import (ALGORITHMS, COMPUTE, PRESETS, SCORE, check_switch, defaults, place_of, plan, read_switch, sides,
+from .algorithms import (ALGORITHMS, COMPUTE, PRESETS, SCORE, answer, check_switch, defaults, place_of, plan, read_switch, sides,
                                start_memory, takes, weigh_classes)
 from .at_size import Forecast, compute_in, out_of_memory, recompute_encoder
 from .data import DomainBatches, DrawnDomain, PHOTOMETRIC, cache, open_domain, read_image, to_tensor, virtual_domains
@@ -26,7 +26,7 @@ from .datasets import describe, look
 from .evaluation import beside_published, domain_table, evaluate, per_class_table, published, rescore
 from .labels import CLASSES, COLOURS, SYNTHIA16, colourise
 from .model import STRIDES, build_model, sizes_of
-from .normalisation import build_network
+from .normalisation import build_network, target_statistics
 from .scenes import SOURCES, STYLES, UNSEEN, draw
 from .training import (NoMemory, NotFinite, board, fit, load_run, load_state, read_config, read_log, save_model, to_board,
                              whole_file)
@@ -301,11 +301,13 @@ def open_target(
 # %% ../nbs/23_cli.ipynb #0031
 def predictor(
     model,           # a `MemoryNet`
-    method="pinmem", # how it was trained: TSMLDG normalises by the target
+    method="pinmem", # how it was trained
+    statistics=None, # share of the images' own statistics; None: what the method takes
 ):                   # -> x (1,3,H,W) -> logits (1,N,H,W)
     "What `evaluate` needs of a model."
     device = next(model.parameters()).device
-    return lambda x: ALGORITHMS[method].answer(model, x.to(device)).float().cpu()
+    share = ALGORITHMS[method].statistics if statistics is None else statistics
+    return lambda x: answer(model, x.to(device), share).float().cpu()
 
 # %% ../nbs/23_cli.ipynb #0032
 def score(
@@ -314,10 +316,11 @@ def score(
     domains,        # list of domains
     progress=True,  # show a bar
     classes=19,     # 16: the classes of SYNTHIA
+    statistics=None, # see `predictor`
     **protocol,     # keywords of `evaluate`: window, flip, height
 ):                  # dict: name -> result of `evaluate`
     "Score a model on several domains."
-    predict = predictor(model, method)
+    predict = predictor(model, method, statistics)
     results = [evaluate(predict, domain, progress=progress, **protocol) for domain in domains]
     if classes == 16: results = [rescore(result, SYNTHIA16) for result in results]
     return {domain.name: result for domain, result in zip(domains, results)}
@@ -364,7 +367,8 @@ def report_run(
     from pinmem.report import Picture, png_bytes, run_figures, write_report
     log = read_log(folder / "log.csv")
     path = folder / "memory_path.safetensors"
-    figures = run_figures(model, sources, targets, results, log, path=read_path(path) if path.exists() else None)
+    with target_statistics(model, ALGORITHMS[config["method"]].statistics):
+        figures = run_figures(model, sources, targets, results, log, path=read_path(path) if path.exists() else None)
     (folder / "figures").mkdir(exist_ok=True)
     for title, picture in figures.items():
         figures[title] = Picture(png_bytes(picture.image), picture.alt, picture.caption)
@@ -384,7 +388,7 @@ def evaluate_run(
     model, config = load_run(args.run)
     model.to(pick_device(args.device))
     domains = [open_target(name, config, args.scenes) for name in args.datasets]
-    protocol = dict(window=args.window, flip=args.flip, height=args.height, classes=args.classes)
+    protocol = dict(window=args.window, flip=args.flip, height=args.height, classes=args.classes, statistics=args.statistics)
     results = score(model, config["method"], domains, not (args.json or args.quiet), **protocol)
     rows = list(results.values())
     if args.json: print(json.dumps({name: {k: r[k] for k in ("miou", "iou", "pixels", "images")}
@@ -450,14 +454,15 @@ def predict(
     for file in files:
         if file.stem in names: raise ValueError(f"{file}: same name as {names[file.stem]}, their results would collide; rename one")
         names[file.stem] = file
-    model, _ = load_run(args.run)
+    model, config = load_run(args.run)
+    share = ALGORITHMS[config["method"]].statistics
     if args.memory and not model.config["memory"]:
         raise ValueError(f"--memory: {args.run} was trained without a memory; leave the option out")
     model.to(pick_device(args.device))
     images = [read_image(file) for file in files]  # every file is read before the first is written
     folder.mkdir(parents=True, exist_ok=True)
     for file, image in zip(files, tqdm(images, desc="predicting", disable=args.quiet)):
-        mask, weights = predict_image(model, image, args.width)
+        with target_statistics(model, share): mask, weights = predict_image(model, image, args.width)
         write_image(folder / f"{file.stem}_mask.png", mask)
         write_image(folder / f"{file.stem}_overlay.png", (0.45 * image + 0.55 * colourise(mask)).astype(np.uint8))
         if args.memory: write_memory_maps(folder / f"{file.stem}_memory.png", image, weights)
@@ -534,12 +539,22 @@ def size(
     return w, h
 
 # %% ../nbs/23_cli.ipynb #0056
+def fraction(
+    text,  # '0.25'
+):         # -> number
+    "A number from 0 to 1."
+    try: value = float(text)
+    except ValueError: value = -1
+    if not 0 <= value <= 1: raise argparse.ArgumentTypeError(f"{text!r}: expected a number from 0 to 1")
+    return value
+
+# %% ../nbs/23_cli.ipynb #0057
 class Parser(argparse.ArgumentParser):
     "An argument error is one line, like every other error."
     def error(self, text):
         self.exit(2, f"pinmem: {text}; see {self.prog} --help\n")
 
-# %% ../nbs/23_cli.ipynb #0057
+# %% ../nbs/23_cli.ipynb #0058
 def add_train(
     commands,  # from add_subparsers
 ):
@@ -569,10 +584,10 @@ def add_train(
     p.add_argument("--threads", type=int, help="threads that compute; fix it to repeat a run exactly")
     p.set_defaults(call=train)
 
-# %% ../nbs/23_cli.ipynb #0058
+# %% ../nbs/23_cli.ipynb #0059
 DEFAULT_STEPS = 400
 
-# %% ../nbs/23_cli.ipynb #0059
+# %% ../nbs/23_cli.ipynb #0060
 def add_evaluate(
     commands,  # from add_subparsers
 ):
@@ -584,11 +599,12 @@ def add_evaluate(
     p.add_argument("--window", type=size, help="slide a window of this WIDTHxHEIGHT; default: the whole image")
     p.add_argument("--flip", action="store_true", help="average with the mirror image")
     p.add_argument("--height", type=int, help="shrink taller images to this height; labels keep their size")
+    p.add_argument("--statistics", type=fraction, metavar="SHARE", help="0 to 1: of BatchNorm's statistics, from each image itself")
     p.add_argument("--classes", type=int, default=19, choices=(16, 19), help="16: the classes of SYNTHIA")
     p.add_argument("--beside", metavar="TABLE", help="print the paper's numbers beside ours: gs-r50, g-r50, ...")
     p.set_defaults(call=evaluate_run)
 
-# %% ../nbs/23_cli.ipynb #0060
+# %% ../nbs/23_cli.ipynb #0061
 def add_pictures(
     commands,  # from add_subparsers
 ):
@@ -609,7 +625,7 @@ def add_pictures(
     p.add_argument("--json", action="store_true", help="print one JSON object")
     p.set_defaults(call=look_at)
 
-# %% ../nbs/23_cli.ipynb #0061
+# %% ../nbs/23_cli.ipynb #0062
 def add_compare(
     commands,  # from add_subparsers
 ):
@@ -630,7 +646,7 @@ def add_compare(
     p.add_argument("--out", default="runs/compare")
     p.set_defaults(call=compare_runs)
 
-# %% ../nbs/23_cli.ipynb #0062
+# %% ../nbs/23_cli.ipynb #0063
 def add_runs(
     commands,  # from add_subparsers
 ):
@@ -643,7 +659,7 @@ def add_runs(
     p.add_argument("--no-browser", action="store_true", help="print the address, do not open it")
     p.set_defaults(call=explore_run)
 
-# %% ../nbs/23_cli.ipynb #0063
+# %% ../nbs/23_cli.ipynb #0064
 def parser():  # -> ArgumentParser
     "The command line of pinmem."
     top = Parser(prog="pinmem", description="Pin the Memory: learn a class memory on some domains, read it on others.")
@@ -655,7 +671,7 @@ def parser():  # -> ArgumentParser
         if p.get_default("call") in (train, evaluate_run, predict): p.add_argument("--device", default="auto")
     return top
 
-# %% ../nbs/23_cli.ipynb #0064
+# %% ../nbs/23_cli.ipynb #0065
 def main(
     argv=None,  # list of words; None: the command line
 ):              # -> exit code: 0 fine, 2 a mistake in what was given, 130 interrupted

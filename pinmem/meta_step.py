@@ -54,7 +54,7 @@ def read_pass(
     y1h = None if out["s"] is None else model.labels(y, out["f"])     # (B, N, h, w)
     loss, terms = read_loss(out["logits"], y, out["s"], y1h, lam1, model.tau, model.coh_at,
                             out["aux"], lam_aux, model.class_weight)
-    if out["w"] is not None: terms |= read_facts(out["w"], mem)
+    if out["w"] is not None: terms |= read_facts(out["w"], model.mem if mem is None else mem)
     return loss, terms, out
 
 # %% ../nbs/15_meta_step.ipynb #0020

@@ -13,7 +13,7 @@ from torch import nn
 from .decoders import ASPP, ASPPSum, DeepLabV2, DeepLabV3Plus, FCN8s, aux_head, conv_bn_relu
 from .encoders import build_backbone, quicken
 from .memory_init import normalise, one_hot
-from .memory_read import Fusion, gumbel_noise, read
+from .memory_read import Fusion, centre, gumbel_noise, read
 from .memory_update import Updater, class_means, update
 
 # %% ../nbs/14_model.ipynb #0005
@@ -58,15 +58,15 @@ class Parts(nn.Module):
         aux=None,              # auxiliary head on the third stage
         mem=None,              # (N, C) first memory, or none
         tau=1.0,               # temperature of the read
-        read="softmax",        # 'softmax', or 'gumbel': noise while training
+        read="softmax",        # 'softmax', 'gumbel': noise while training, 'centred': around the mean row
         label_mode="area",     # how labels come to the feature grid, see `one_hot`
         coh_at="features",     # grid of the cohesion loss, see `cohesion_loss`
         skips=(1,),            # which of E's maps D is given beside r, see `skips_of`
         frozen_stats=False,    # BatchNorm of the backbone keeps the statistics it was given
     ):
         super().__init__()
-        if read not in ("softmax", "gumbel"):
-            raise ValueError(f"read is {read!r}; expected 'softmax' or 'gumbel'; pass one of these")
+        if read not in ("softmax", "gumbel", "centred"):
+            raise ValueError(f"read is {read!r}; expected 'softmax', 'gumbel' or 'centred'; pass one of these")
         self.encoder, self.updater, self.decoder, self.classifier = encoder, updater, decoder, classifier
         self.aux = aux
         self.tau, self.read, self.label_mode, self.coh_at, self.skips = tau, read, label_mode, coh_at, skips
@@ -94,7 +94,7 @@ class Pinned(Parts):
         "Eq 4-5: features ask the memory; returns r, s, w."
         if noise is None and self.read == "gumbel" and self.training:
             noise = gumbel_noise((len(f), len(mem), *f.shape[-2:]), dtype=f.dtype, device=f.device)
-        qm, s, w = read(f, mem, self.tau, noise)
+        qm, s, w = read(*(centre(f, mem) if self.read == "centred" else (f, mem)), self.tau, noise)
         with lower(f, self.precision): r = self.decoder.fusion(qm)
         return r, s, w                                                # (B, C, h, w), (B, N, h, w) twice
 
@@ -191,7 +191,7 @@ def build_model(
     head="deeplabv3plus", # or 'deeplabv2', 'fcn8s'
     early_stride=False,   # the backbone as in the released DeepLabV2, see `move_stride`
     tau=1.0,              # temperature of the read
-    read="softmax",       # or 'gumbel'
+    read="softmax",       # or 'gumbel', 'centred'
     updater="raw",        # what U is given: 'raw' or 'normalised'
     fusion="bn",          # 'bn' or 'bias', see `Fusion`
     label_mode="area",    # or 'bilinear'
@@ -212,7 +212,7 @@ def build_model(
     model.config = config
     return model
 
-# %% ../nbs/14_model.ipynb #0049
+# %% ../nbs/14_model.ipynb #0051
 OFFICIAL = {
     "layer0.0": "encoder.backbone.conv1", "layer0.1": "encoder.backbone.bn1",
     **{f"layer{i}": f"encoder.backbone.layer{i}" for i in (1, 2, 3, 4)},
@@ -224,7 +224,7 @@ OFFICIAL = {
     "memory.writenet.writefeat.1": "updater.bn", "memory.clsfier": "classifier",
 }
 
-# %% ../nbs/14_model.ipynb #0050
+# %% ../nbs/14_model.ipynb #0052
 def official_names(
     model, # a `MemoryNet` on a ResNet
 ):         # -> dict: name in the authors' checkpoints (without 'module.') -> name here

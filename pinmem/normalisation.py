@@ -211,7 +211,8 @@ def target_statistics(
     share=1.0, # of the images' statistics; the rest are the collected ones
 ):
     "While open, BatchNorm normalises by the statistics of the images at hand, or by a share of them."
-    kept = {m: (m.running_mean, m.running_var) for m in model.modules() if isinstance(m, nn.BatchNorm2d)}
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)] if share else []
+    kept = {m: (m.running_mean, m.running_var) for m in norms}
     def mix(m, args):
         if args[0].shape[-2:].numel() == 1: return                    # one cell has no variance
         var, mean = torch.var_mean(args[0].float(), (0, 2, 3), correction=0)

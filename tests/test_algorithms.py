@@ -9,8 +9,8 @@ from pinmem.normalisation import build_network, instance_norms
 SMALL = dict(weights=None, channels=16, rates=(1, 2, 3), context_width=8, fine=8, width=16)
 NETWORKS = [(encoder, head) for encoder in ("tf_efficientnet_lite0", "test_resnet")
             for head in ("deeplabv3plus", "deeplabv2", "fcn8s")]
-SPLITS = {"mldg", "mldg-first", "episodic-memory", "pinmem", "tsmldg"}
-MEMORY = {"aggregation-memory", "episodic-memory", "pinmem"}
+SPLITS = {"mldg", "mldg-first", "episodic-memory", "pinmem", "pinmem+", "tsmldg"}
+MEMORY = {"aggregation-memory", "episodic-memory", "pinmem", "pinmem+"}
 
 
 def batches(seed, domains=3, size=(32, 64)):
