@@ -19,7 +19,7 @@ train: $(READY)            ## draw streets, train, evaluate, write $(OUT)/report
 	$(BIN)/pinmem train --out $(OUT)
 
 test: $(READY) check       ## in-step check, every notebook, pytest
-	$(BIN)/python -m pytest -q tests
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests
 
 lab: $(READY)              ## open the notebooks
 	$(BIN)/jupyter lab nbs
@@ -33,12 +33,8 @@ docs: $(READY)             ## generate pinmem/*.py and README.md from the notebo
 clean:
 	rm -rf $(VENV) build dist *.egg-info
 
-SEEDS  ?= 0 1 2 3 4
+SEEDS  ?= 0,1,2,3,4
 CAMVID ?=
 UNSEEN := night,fog,rain,glare,desert
-compare: $(READY)          ## both methods, five seeds; finished runs are kept; CAMVID=FOLDER adds photographs
-	for seed in $(SEEDS); do for method in aggregation pinmem; do \
-	  out=runs/compare/$$method-$$seed; [ -f $$out/report.html ] || \
-	  $(BIN)/pinmem train --method $$method --seed $$seed --out $$out --threads 1 \
-	    --steps 200 --scenes 120 --exam 20 \
-	    --targets $(UNSEEN)$(if $(CAMVID),$(comma)camvid:$(CAMVID)) || exit 1; done; done
+compare: $(READY)          ## both methods, five seeds; goes on where it was stopped; CAMVID=FOLDER adds photographs
+	$(BIN)/pinmem compare --seeds $(SEEDS) --processes 2 --targets $(UNSEEN)$(if $(CAMVID),$(comma)camvid:$(CAMVID))

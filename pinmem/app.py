@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['HEADING', 'HOST', 'POLICY', 'EXTENSIONS', 'TEMPLATE', 'app', 'write_notebook', 'write_settings', 'free_port', 'serve',
-           'wait_for', 'explore']
+           'wait_for', 'kill_is_interrupt', 'explore']
 
 # %% ../nbs/35_app.ipynb #0002
-import importlib.util, json, os, socket, subprocess, sys, tempfile, time, webbrowser
+import importlib.util, json, os, signal, socket, subprocess, sys, tempfile, threading, time, webbrowser
 from pathlib import Path
 import ipywidgets as widgets
 from .bench import Bench
@@ -117,7 +117,13 @@ def wait_for(
     raise ValueError(f'explore: voila did not answer at port {port} within {patience} seconds; '
                      'try another port')
 
-# %% ../nbs/35_app.ipynb #0024
+# %% ../nbs/35_app.ipynb #0025
+def kill_is_interrupt():
+    "SIGTERM raises KeyboardInterrupt; only the main thread may say so."
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+# %% ../nbs/35_app.ipynb #0026
 def explore(
     runs,               # run directory, or a list of them
     port=None,          # port; None: any free one
@@ -126,6 +132,7 @@ def explore(
     "`pinmem explore`: explorer and bench in the browser, until Ctrl-C."
     runs = [runs] if isinstance(runs, (str, Path)) else list(runs)
     if not runs: raise ValueError('explore: no run is given; name a run directory that `pinmem train` wrote')
+    kill_is_interrupt()
     with tempfile.TemporaryDirectory() as folder:
         process, port = serve(runs, folder, port)
         url = f'http://{HOST}:{port}/'

@@ -205,7 +205,7 @@ class State:
     street: int = 0           # which street of the style
     x: int = 128              # column of the pixel
     y: int = 64               # row of the pixel
-    cls: int = -1             # class of the map; -1 follows the pixel: its strongest row
+    cls: int = -1             # class of the map; -1 follows the pixel: its nearest row
     tau: float = .1           # temperature
     memory: bool = True       # False: every row counts the same
 
@@ -294,7 +294,8 @@ def compute_view(
     trained = desk.once((*key, 'trained'), lambda: think(model, seen, model.tau).pred)
     thought = think(model, seen, state.tau if state.memory else math.inf)
     pixel = probe(thought, truth, state.x, state.y)
-    cls = state.cls if state.cls >= 0 else int(pixel.weights.argmax())
+    nearest = pixel.weights if pixel.cosines is None else pixel.cosines   # memory off: all weights are equal
+    cls = state.cls if state.cls >= 0 else int(nearest.argmax())
     return View(state, image, truth, thought, pixel, cls, trained, model.tau)
 
 # %% ../nbs/32_explorer.ipynb #0048
@@ -599,7 +600,7 @@ def put(
     widget.value = png(page)
 
 # %% ../nbs/32_explorer.ipynb #0089
-FOLLOW, OWN = 'strongest row at the pixel', 'own picture'
+FOLLOW, OWN = 'nearest row at the pixel', 'own picture'
 NO_POINTING = 'Choose the pixel with the sliders; to press on the picture, install anywidget.'
 
 # %% ../nbs/32_explorer.ipynb #0090

@@ -385,8 +385,8 @@ TERMS = {"loss_seg": (r"\mathcal{L}_{seg}", "is each pixel named right?"),
 def term_rows(
     terms,  # dict: name -> scalar, from `read_pass` or `update_loss`
 ):          # -> rows for the table of tensors
-    "The terms of a loss, with the question that each one asks."
-    return {TERMS[name][0]: (TERMS[name][1], t) for name, t in terms.items()}
+    "The terms of a loss, with the question that each one asks; what is only counted along is left out."
+    return {TERMS[name][0]: (TERMS[name][1], t) for name, t in terms.items() if name in TERMS}
 
 # %% ../nbs/16_walk.ipynb #0052
 def read(
@@ -397,7 +397,7 @@ def read(
     at.loss_read, at.terms, at.out = read_pass(at.model, at.params, at.moved, at.mem, *at.mtr,
                                                at.lam1, at.lam_aux)
     rows = {f"${TERMS[name][0]}$, weight {weight[name]}": norms(reach(weight[name] * t, at.params))
-            for name, t in at.terms.items()}
+            for name, t in at.terms.items() if name in weight}
     at.from_read = reach(at.loss_read, at.params)
     return Stop(
         "read",

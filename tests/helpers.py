@@ -1,10 +1,14 @@
 """What several test files use."""
 import importlib.util
+import multiprocessing
+import os
+import sys
 from pathlib import Path
 
 import pytest
 
-REFERENCE = Path(__file__).resolve().parent / "reference"
+ROOT = Path(__file__).resolve().parent.parent
+REFERENCE = ROOT / "tests" / "reference"
 
 
 def load_recipe():
@@ -22,3 +26,22 @@ def complaint(kind, f, *words):
     assert '\n' not in text and len(text) > 30
     for word in words: assert str(word) in text, f'{word!r} is missing in: {text}'
     return text
+
+
+def run_notebook(path, output):
+    "Run the cells of one notebook in this process; all it prints goes into the file `output`."
+    with open(output, "w") as file: os.dup2(file.fileno(), 1); os.dup2(file.fileno(), 2)
+    os.chdir(path.parent)
+    os.environ["IN_TEST"] = "1"
+    from nbdev.config import get_config
+    from nbdev.test import test_nb
+    ok, _ = test_nb(path, basepath=get_config().config_path, skip_flags=get_config().tst_flags.split())
+    sys.stdout.flush(); sys.stderr.flush()
+    os._exit(not ok)
+
+
+def notebook_processes():
+    "A way to start processes in which the slow imports are already done: each is forked from one that did nothing else."
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pinmem.encoders", "sklearn.manifold", "matplotlib.pyplot", "ipywidgets", "nbdev.test"])
+    return context

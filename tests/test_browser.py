@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -16,8 +17,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pinmem.app import free_port, serve, wait_for
-from pinmem.bench import REST, trial, trial_bars, trial_panels, trial_rows
+from pinmem.app import free_port, wait_for
+from pinmem.bench import DIALS, REST, Bench, run_search, trial, trial_bars, trial_panels, trial_rows
 from pinmem.data import DrawnDomain, to_tensor
 from pinmem.explorer import SHARP, Desk, State, bars, load_networks, open_picture, panel_size, panels, places, words
 from pinmem.memory_init import init_memory
@@ -64,14 +65,21 @@ def environment():
 
 
 @pytest.fixture(scope="module")
-def app_url(runs, tmp_path_factory, environment):
-    process, port = serve(runs, tmp_path_factory.mktemp("app"))
+def app(runs, environment):
+    "The command itself: (process, address)."
+    command = [str(Path(sys.executable).with_name("pinmem")), "explore", *map(str, runs), "--no-browser"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
-        wait_for(process, port)
-        yield f"http://127.0.0.1:{port}/"
+        line = process.stdout.readline()
+        assert all(str(run) in line for run in runs) and "Ctrl-C" in line
+        yield process, line.split()[0]
     finally:
         process.terminate()
-        process.wait(20)
+        assert process.wait(30) == 0 and "stopped" in process.stdout.read()
+
+
+@pytest.fixture(scope="module")
+def app_url(app): return app[1]
 
 
 @pytest.fixture(scope="module")
@@ -135,8 +143,27 @@ class Page:
         u, v = spots[panel][0] + (x + 0.5) * w / shape[1], spots[panel][1] + (y + 0.5) * h / shape[0]
         self.page.mouse.click(box["x"] + u * box["width"] / W, box["y"] + v * box["height"] / H)
 
-    def slider(self, name):
-        return self.locator(f".widget-inline-hbox:has(label:text-is('{name}'))").locator(".noUi-handle")
+    def slider(self, name, part="handle"):
+        return self.locator(f".widget-inline-hbox:has(label:text-is('{name}'))").locator(f".noUi-{part}")
+
+    def drag(self, name, to):
+        "Take the handle with the mouse and draw it far to the left (-1) or to the right (1)."
+        handle, track = self.slider(name).bounding_box(), self.slider(name, "base").bounding_box()
+        self.page.mouse.move(handle["x"] + handle["width"] / 2, handle["y"] + handle["height"] / 2)
+        self.page.mouse.down()
+        self.page.mouse.move(track["x"] + (track["width"] + 20 if to > 0 else -20), track["y"], steps=10)
+        self.page.mouse.up()
+
+    def table(self):
+        return [[c.inner_text() for c in row.locator("th,td").all()] for row in self.locator("[role=status] tr").all()]
+
+    def tries(self, t):
+        "Does the bench show this trial?"
+        self.shows(trial_panels(t), trial_bars(t))
+        for _ in range(100):
+            if (said := self.table()) == trial_rows(t): return
+            time.sleep(0.05)
+        assert said == trial_rows(t)
 
 
 @pytest.fixture(scope="module")
@@ -161,12 +188,7 @@ def test_explorer(page, desk):
     state = replace(state, y=42)
     page.explores(desk.view(state))                                           # the last one counts,
     assert 1 <= page.page.evaluate("window.drawn") < 12                       # and not all were computed
-    track = page.locator(".widget-inline-hbox:has(label:text-is('column x'))").locator(".noUi-base").bounding_box()
-    handle = page.slider("column x").bounding_box()                           # mouse
-    page.page.mouse.move(handle["x"] + handle["width"] / 2, handle["y"] + handle["height"] / 2)
-    page.page.mouse.down()
-    page.page.mouse.move(track["x"] - 20, track["y"], steps=10)
-    page.page.mouse.up()
+    page.drag("column x", -1)                                                 # mouse
     state = replace(state, x=0)
     page.explores(desk.view(state))
     box = page.locator("img").first.bounding_box()
@@ -183,7 +205,7 @@ def test_explorer(page, desk):
     page.clean()
 
 
-def test_own_picture_and_bench_in_a_second_tab(page, browser, app_url, desk, tmp_path):
+def test_own_picture_in_a_second_tab(page, browser, app_url, desk, tmp_path):
     before = page.locator("[role=status] p").all_inner_texts()
     other = Page(browser, app_url)
     other.locator("[role=status] p").first.wait_for()
@@ -194,20 +216,54 @@ def test_own_picture_and_bench_in_a_second_tab(page, browser, app_url, desk, tmp
     desk.add("own picture: photo.jpg", open_picture(tmp_path / "photo.jpg"))
     other.explores(desk.view(State("filled", "own picture: photo.jpg", 0, 59, 64, tau=0.1)))
     page.says(before)                                                         # the first tab has not moved
+    other.locator("label:has-text('picture') + select").select_option("fog")
+    page.locator("label:has-text('method') + select").select_option("filled")
+    page.locator("label:has-text('class') + select").select_option("nearest row at the pixel")
+    for where, key in ((page, "End"), (other, "Home")):                       # both at once
+        where.slider("column x").focus()
+        where.page.keyboard.press(key)
+    page.explores(desk.view(State("filled", "town", 0, 255, 42, tau=0.1, memory=False)))
+    other.explores(desk.view(State("filled", "fog", 0, 0, 64, tau=0.1)))
     other.clean()
     other.page.close()
+    page.clean()
 
+
+def test_bench(page, desk):
     page.page.get_by_role("tab", name="bench").click()
     settings = dict(REST)
     for name, key, value in (("night", "End", 1.0), ("hue", "ArrowRight", 0.02)):
         page.slider(name).focus()
         page.page.keyboard.press(key)
         settings[name] = value
-        t = trial(desk, ["filled", "bare"], "town", 0, settings)
-        page.shows(trial_panels(t), trial_bars(t))
-    cells = [[c.inner_text() for c in row.locator("th,td").all()] for row in page.locator("[role=status] tr").all()]
-    assert cells == trial_rows(t)
+        page.tries(trial(desk, ["filled", "bare"], "town", 0, settings))
+    page.drag("fog", 1)
+    settings["fog"] = DIALS["fog"].high
+    page.tries(trial(desk, ["filled", "bare"], "town", 0, settings))
+    page.locator("button", has_text="All dials at rest").click()
+    page.tries(trial(desk, ["filled", "bare"], "town", 0, REST))
+    here = Bench(desk)                                                        # the search, here and there
+    here.controls["picture"].value = "town"
+    run_search(here)
+    assert "On four other streets" in here.found.value and here.settings() != REST
+    page.locator("button", has_text="breaks it").click()
+    page.page.get_by_text("On four other streets").wait_for()
+    lines = page.page.get_by_text("settings tried").inner_text().splitlines()
+    assert lines == here.found.value.split("<br>")
+    page.tries(here.trial)
     page.clean()
+
+
+def test_nobody_else_can_connect(app):
+    "Every socket of the app listens on the loopback address, and another address of this machine is refused."
+    import psutil
+    family = [p := psutil.Process(app[0].pid), *p.children(recursive=True)]
+    heard = [c.laddr for p in family for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+    port = int(app[1].rstrip("/").rsplit(":", 1)[1])
+    assert port in [at.port for at in heard] and {at.ip for at in heard} == {"127.0.0.1"}
+    others = {a.address for found in psutil.net_if_addrs().values() for a in found if a.family == socket.AF_INET} - {"127.0.0.1"}
+    for address in others:
+        with pytest.raises(OSError): socket.create_connection((address, port), 2)
 
 
 def test_jupyterlab(browser, runs, desk, tmp_path, environment):
@@ -219,7 +275,10 @@ def test_jupyterlab(browser, runs, desk, tmp_path, environment):
         (settings / f"{place}.jupyterlab-settings").write_text(json.dumps(value))
     notebook = json.loads((Path(__file__).parent.parent / "nbs" / "32_explorer.ipynb").read_text(encoding="utf-8"))
     last = f"from pinmem.explorer import load_networks\nExplorer(load_networks({[str(run) for run in runs]})).box"
-    notebook["cells"].append(dict(cell_type="code", id="last", execution_count=None, metadata={}, outputs=[], source=last))
+    live = ("from pinmem.plots import LivePlot\nwatch, rows = LivePlot(every=2), []\nfor step in range(6):\n"
+            "    rows.append({'step': step, 'loss': 1 / (1 + step)})\n    watch(rows)")
+    notebook["cells"] += [dict(cell_type="code", id=name, execution_count=None, metadata={}, outputs=[], source=source)
+                          for name, source in (("live", live), ("last", last))]
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "try.ipynb").write_text(json.dumps(notebook))
     port = free_port()
@@ -236,14 +295,19 @@ def test_jupyterlab(browser, runs, desk, tmp_path, environment):
         cell = page.page.locator(".jp-CodeCell").last
         cell.locator("[role=status] p").first.wait_for()
         page.locator = lambda css, **more: cell.locator(css, **more)
+        watched = page.page.locator(".jp-CodeCell").nth(-2).locator(".jp-OutputArea-output img")
+        assert watched.count() == 1                                           # drawn three times, in one place
         cell.scroll_into_view_if_needed()
         state = State("filled", "town", 0, 128, 64, tau=0.1)
         page.explores(view := desk.view(state))
-        page.press(view, 40, 100, 2)
-        page.explores(desk.view(replace(state, x=40, y=100)))
+        for x, y, panel in ((200, 20, 1), (40, 100, 2)):
+            page.press(view, x, y, panel)
+            page.explores(desk.view(replace(state, x=x, y=y)))
         page.slider("column x").focus()
         page.page.keyboard.press("ArrowLeft")
         page.explores(desk.view(replace(state, x=39, y=100)))
+        page.drag("row y", -1)
+        page.explores(desk.view(replace(state, x=39, y=0)))
         assert page.page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr'] >> text=Error").count() == 0
         page.clean()
     finally:

@@ -21,7 +21,6 @@ STEPS = sorted(FOLDER.glob("official_step_*.npz"))
 SHAPES = json.loads((HERE / "official_params.json").read_text())
 V3_18, V3_50, V2_101 = "DeepLabV3+ on ResNet-18", "DeepLabV3+ on ResNet-50", "DeepLabV2 on ResNet-101"
 
-
 recipe = load_recipe()
 
 

@@ -1,28 +1,21 @@
 """Every notebook runs from top to bottom, in its own process, and is stored in the form a reader needs."""
 import json
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-NBS = sorted((Path(__file__).parent.parent / "nbs").glob("*.ipynb"))
-RUN = """
-import sys, os
-from pathlib import Path
-from nbdev.config import get_config
-from nbdev.test import test_nb
-os.environ['IN_TEST'] = '1'
-ok, seconds = test_nb(Path(sys.argv[1]), basepath=get_config().config_path, skip_flags=get_config().tst_flags.split())
-sys.exit(not ok)
-"""
+from helpers import ROOT, notebook_processes, run_notebook
+
+NBS = sorted((ROOT / "nbs").glob("*.ipynb"))
+PROCESSES = notebook_processes()
 
 
 @pytest.mark.parametrize("path", NBS, ids=lambda p: p.stem)
-def test_runs(path):
-    done = subprocess.run([sys.executable, "-c", RUN, str(path)], cwd=path.parent, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+def test_runs(path, tmp_path):
+    process = PROCESSES.Process(target=run_notebook, args=(path, tmp_path / "output"))
+    process.start()
+    process.join()
+    assert process.exitcode == 0, (tmp_path / "output").read_text()[-6000:]
 
 
 @pytest.mark.parametrize("path", NBS, ids=lambda p: p.stem)
@@ -37,3 +30,13 @@ def test_stored_form(path):
     outputs = [o for c in code for o in c.get("outputs", [])]
     assert not [o for o in outputs if o["output_type"] == "error"], "a stored output is an error"
     assert outputs or path.stem == "index", "no output is stored"
+
+
+@pytest.mark.parametrize("path", NBS, ids=lambda p: p.stem)
+def test_a_widget_has_a_picture_before_it(path):
+    "A reader on the web sees no widget, so a static picture of it is stored above."
+    pictures = 0
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        kinds = {kind for o in cell.get("outputs", []) for kind in o.get("data", {})}
+        if "application/vnd.jupyter.widget-view+json" in kinds: assert pictures, cell["source"]
+        pictures += bool(kinds & {"image/png", "image/jpeg"})

@@ -87,6 +87,14 @@ def test_holds_the_numbers(page):
         assert text in [c.strip() for c in cells], text
 
 
+def test_means_do_not_mix_label_sets(tmp_path):
+    "An mIoU over fewer classes is another quantity: it gets no part in the mean of the others."
+    photos = dict(miou=0.9, images=5, pixels=9, iou={"road": 0.9})
+    text = write_report(tmp_path / "r.html", title="Two sets", table={**TABLE, "photos": photos}).read_text(encoding="utf-8")
+    cells = [c.strip() for c in Page(text).cells]
+    assert "mean of 2" in cells and "36.0" in cells and "mean" not in cells and "54.0" not in cells
+
+
 def test_reads_on_a_phone_and_in_the_dark(page):
     assert '<meta name="viewport" content="width=device-width' in page and 'lang="en"' in page
     assert "prefers-color-scheme: dark" in page and "overflow-x: auto" in page
