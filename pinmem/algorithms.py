@@ -10,7 +10,7 @@ __all__ = ['OPTIMISERS', 'ALGORITHMS', 'CHOICES', 'LIMITS', 'SGD', 'PRESETS', 'R
            'row_sources', 'takes', 'defaults', 'place_of', 'fits', 'check_switch', 'plan', 'first_sources',
            'read_switch', 'start_memory', 'weigh_classes']
 
-# %% ../nbs/20_algorithms.ipynb #0002
+# %% ../nbs/20_algorithms.ipynb #0003
 import ast, difflib, inspect
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from .normalisation import (covariance, instance_norms, outputs_of, sensitivity,
                                   variance_groups, whitening_loss)
 from tqdm.auto import tqdm
 
-# %% ../nbs/20_algorithms.ipynb #0005
+# %% ../nbs/20_algorithms.ipynb #0006
 def parameter_groups(
     model,       # a `MemoryNet`
     lr,          # base learning rate
@@ -35,13 +35,13 @@ def parameter_groups(
     rest = [p for p in model.parameters() if id(p) not in ids and p.requires_grad]
     return [dict(params=backbone, base=lr * encoder_lr), dict(params=rest, base=lr)]
 
-# %% ../nbs/20_algorithms.ipynb #0006
+# %% ../nbs/20_algorithms.ipynb #0007
 OPTIMISERS = {
     "adamw": lambda groups, decay: torch.optim.AdamW(groups, weight_decay=decay),
     "sgd": lambda groups, decay: torch.optim.SGD(groups, lr=0.0, momentum=0.9, weight_decay=decay),
 }
 
-# %% ../nbs/20_algorithms.ipynb #0008
+# %% ../nbs/20_algorithms.ipynb #0009
 class Resumable:
     "What a resumed run needs, out and in."
     def state_dict(self):
@@ -58,7 +58,7 @@ class Resumable:
             lambda t: t.clone() if torch.is_tensor(t) else t, state["optimiser"]))
         self.steps = state["steps"]
 
-# %% ../nbs/20_algorithms.ipynb #0010
+# %% ../nbs/20_algorithms.ipynb #0011
 @torch.no_grad()
 def answer(
     model,          # a trained network
@@ -68,7 +68,7 @@ def answer(
     "Prediction, in evaluation mode."
     with target_statistics(model.eval(), statistics): return model(x)
 
-# %% ../nbs/20_algorithms.ipynb #0011
+# %% ../nbs/20_algorithms.ipynb #0012
 class Algorithm(Resumable):
     "Optimiser, rate and state; a subclass says how one step is taken."
     network = dict(memory=False)  # what it asks of `build_network`
@@ -97,7 +97,7 @@ class Algorithm(Resumable):
 
     def predict(self, x): return answer(self.model, x, self.statistics)
 
-# %% ../nbs/20_algorithms.ipynb #0012
+# %% ../nbs/20_algorithms.ipynb #0013
 def check_network(
     cls,    # an algorithm
     model,  # the network it is given
@@ -112,7 +112,7 @@ def check_network(
         raise ValueError(f"{cls.__name__} needs a network with norm={norm!r}; build it with "
                          f"build_network({norm!r}, memory=False)")
 
-# %% ../nbs/20_algorithms.ipynb #0014
+# %% ../nbs/20_algorithms.ipynb #0015
 def pool(
     batches,  # list of (x (B,3,H,W), y (B,H,W))
 ):            # -> one (x, y) with all images
@@ -120,7 +120,7 @@ def pool(
     x, y = zip(*batches)
     return torch.cat(x).contiguous(memory_format=torch.channels_last), torch.cat(y)
 
-# %% ../nbs/20_algorithms.ipynb #0015
+# %% ../nbs/20_algorithms.ipynb #0016
 class Aggregation(Algorithm):
     "The baseline: all domains in one batch, L_seg (and the auxiliary loss where the network has that head)."
     def loss(self, x, y):
@@ -138,17 +138,17 @@ class Aggregation(Algorithm):
         self.steps += 1
         return {name: value.item() for name, value in terms.items()}
 
-# %% ../nbs/20_algorithms.ipynb #0017
+# %% ../nbs/20_algorithms.ipynb #0018
 class IBNa(Aggregation):
     "IBN-Net, version a: half of the channels of early layers get instance norm."
     network = dict(memory=False, norm="ibn-a", frozen_stats=False)
 
-# %% ../nbs/20_algorithms.ipynb #0018
+# %% ../nbs/20_algorithms.ipynb #0019
 class IBNb(Aggregation):
     "IBN-Net, version b: instance norm in the stem and after the sums of stages 1 and 2."
     network = dict(memory=False, norm="ibn-b", frozen_stats=False)
 
-# %% ../nbs/20_algorithms.ipynb #0020
+# %% ../nbs/20_algorithms.ipynb #0021
 class Whitening:
     "Measure V for some steps, fix the masks, then give the loss."
     def __init__(
@@ -178,7 +178,7 @@ class Whitening:
         if self.masks is None: return features[0].new_zeros(())
         return sum(whitening_loss(covariance(f), m) for f, m in zip(features, self.masks)) / len(features)
 
-# %% ../nbs/20_algorithms.ipynb #0021
+# %% ../nbs/20_algorithms.ipynb #0022
 class RobustNet(Aggregation):
     "Instance selective whitening: press those covariances of early channels that react to colour."
     network = dict(memory=False, norm="isw", frozen_stats=False)
@@ -209,7 +209,7 @@ class RobustNet(Aggregation):
         super().load_state_dict(state)
         self.whitening.put_back(state["variances"])
 
-# %% ../nbs/20_algorithms.ipynb #0023
+# %% ../nbs/20_algorithms.ipynb #0024
 class AggregationMemory(Aggregation):
     "Read and write the memory on the same images: no split, no inner step."
     network = dict(memory=True)
@@ -237,7 +237,7 @@ class AggregationMemory(Aggregation):
         self.model.mem = write_memory(self.model, self.model.mem, *pool(batches), self.step["momentum"])
         return losses
 
-# %% ../nbs/20_algorithms.ipynb #0025
+# %% ../nbs/20_algorithms.ipynb #0026
 def sides(
     n,     # number of domains
     seed,  # of the run
@@ -246,7 +246,7 @@ def sides(
     "Algorithm 1, first line: split the domains, a function of (seed, step)."
     return split_domains(list(range(n)), np.random.default_rng([seed, step, 2]))
 
-# %% ../nbs/20_algorithms.ipynb #0026
+# %% ../nbs/20_algorithms.ipynb #0027
 def split_batches(
     batches,  # list of (x, y), one for each domain
     seed,     # of the run
@@ -255,7 +255,7 @@ def split_batches(
     "The batches of both sides."
     return [pool([batches[i] for i in side]) for side in sides(len(batches), seed, step)]
 
-# %% ../nbs/20_algorithms.ipynb #0027
+# %% ../nbs/20_algorithms.ipynb #0028
 class MLDG(Algorithm):
     "An inner step on some domains must help on the others; no memory."
     splits = True
@@ -286,18 +286,18 @@ class MLDG(Algorithm):
 
     def write(self, mtr): "What is done with the new weights; without memory nothing."
 
-# %% ../nbs/20_algorithms.ipynb #0028
+# %% ../nbs/20_algorithms.ipynb #0029
 class FirstOrderMLDG(MLDG):
     "MLDG that takes the inner gradient as a constant."
     fixed = dict(order=1)
     def __init__(self, model, **keywords): super().__init__(model, **keywords, **self.fixed)
 
-# %% ../nbs/20_algorithms.ipynb #0029
+# %% ../nbs/20_algorithms.ipynb #0030
 class TSMLDG(MLDG):
     "MLDG; at test BatchNorm takes its statistics from the images it is given together."
     network, statistics = dict(memory=False, frozen_stats=False), 1.0
 
-# %% ../nbs/20_algorithms.ipynb #0031
+# %% ../nbs/20_algorithms.ipynb #0032
 class PinTheMemory(MLDG):
     "Algorithm 1: write the memory on some domains so that reading it helps on the others."
     network = dict(memory=True)
@@ -323,18 +323,18 @@ class PinTheMemory(MLDG):
     def write(self, mtr):
         self.model.mem = write_memory(self.model, self.model.mem, *mtr, self.momentum)  # Eq 12
 
-# %% ../nbs/20_algorithms.ipynb #0033
+# %% ../nbs/20_algorithms.ipynb #0034
 class EpisodicMemory(PinTheMemory):
     "Write on some domains, read on the others, no inner step."
     fixed = dict(alpha=0.0, order=1)
     def __init__(self, model, **keywords): super().__init__(model, **keywords, **self.fixed)
 
-# %% ../nbs/20_algorithms.ipynb #0035
+# %% ../nbs/20_algorithms.ipynb #0036
 class PinTheMemoryPlus(PinTheMemory):
     "Ours: Pin the Memory, read around the mean row, answering with a quarter of the image's own statistics."
     network, statistics = dict(memory=True, read="centred"), 0.25
 
-# %% ../nbs/20_algorithms.ipynb #0036
+# %% ../nbs/20_algorithms.ipynb #0037
 ALGORITHMS = {
     "aggregation": Aggregation, "aggregation-memory": AggregationMemory,
     "mldg": MLDG, "mldg-first": FirstOrderMLDG,
@@ -343,7 +343,7 @@ ALGORITHMS = {
     "pinmem+": PinTheMemoryPlus,
 }
 
-# %% ../nbs/20_algorithms.ipynb #0038
+# %% ../nbs/20_algorithms.ipynb #0039
 CHOICES = {
     "order": (1, 2), "objective": ("sum", "outer"), "reduction": ("mean", "sum"),
     "prime": ("hat", "prime", "prime_frozen_e", "prime_frozen_eu"),
@@ -353,14 +353,14 @@ CHOICES = {
     "precision": ("float32", "bf16"), "checkpoint": (False, True), "classes": (19, 16), "flip": (False, True),
 }
 
-# %% ../nbs/20_algorithms.ipynb #0039
+# %% ../nbs/20_algorithms.ipynb #0040
 LIMITS = {
     "momentum": (0, 1), "tau": (1e-3, 1e3), "lam1": (0, 1e3), "lam2": (0, 1e3), "alpha": (0, 10),
     "lr": (0, 10), "encoder_lr": (0, 10), "weight_decay": (0, 10), "rare": (0, 1), "per_domain": (1, 256),
     "weight": (0, 1e3), "start": (0, 10**9), "measure": (1, 10**9), "memory_images": (0, 10**9),
 }
 
-# %% ../nbs/20_algorithms.ipynb #0040
+# %% ../nbs/20_algorithms.ipynb #0041
 def check_values(
     **values,  # keyword -> value
 ):             # -> the same dict
@@ -377,7 +377,7 @@ def check_values(
         if name in ("crop", "window") and value is not None: check_size(name, value)
     return values
 
-# %% ../nbs/20_algorithms.ipynb #0041
+# %% ../nbs/20_algorithms.ipynb #0042
 def check_size(
     name,   # of a switch
     value,  # its value
@@ -386,7 +386,7 @@ def check_size(
     if isinstance(value, (list, tuple)) and len(value) == 2 and all(type(v) is int and v >= 32 for v in value): return
     raise ValueError(f"{name} is {value!r}; expected [WIDTH, HEIGHT], each 32 or more, for example {name}=[256,128]; change it")
 
-# %% ../nbs/20_algorithms.ipynb #0044
+# %% ../nbs/20_algorithms.ipynb #0045
 def check_taught(
     prime, lam2, objective, order, # of `PinTheMemory`
     **others,                      # its other switches
@@ -397,10 +397,10 @@ def check_taught(
     raise ValueError(f"prime={prime!r} contradicts {other}: the first keeps the meta-test from teaching U, the second "
                      f"keeps L_div from it, so nothing would teach U; change one of them")
 
-# %% ../nbs/20_algorithms.ipynb #0060
+# %% ../nbs/20_algorithms.ipynb #0061
 SGD = dict(optimiser="sgd", lr=0.01, encoder_lr=1.0, weight_decay=5e-4, schedule="exp")
 
-# %% ../nbs/20_algorithms.ipynb #0061
+# %% ../nbs/20_algorithms.ipynb #0062
 PRESETS = {
     "pinmem": dict(
         model=dict(tau=0.1),
@@ -422,7 +422,7 @@ PRESETS = {
                   balance=0.0)),
 }
 
-# %% ../nbs/20_algorithms.ipynb #0064
+# %% ../nbs/20_algorithms.ipynb #0065
 ROW = dict(
     sources=("gtav", "synthia"), steps=120_000, stop=30_000,
     model=dict(encoder="resnet50.tv_in1k", head="deeplabv3plus", label_mode="bilinear", coh_at="labels"),
@@ -432,7 +432,7 @@ ROW = dict(
               balance=0.0, memory_images=0),
     score=dict(classes=19, window=None, flip=False, height=None))
 
-# %% ../nbs/20_algorithms.ipynb #0065
+# %% ../nbs/20_algorithms.ipynb #0066
 PRESETS |= {
     "gs-r50": ROW,
     "gsi-r50": {**ROW, "sources": ("gtav", "synthia", "idd")},
@@ -441,7 +441,7 @@ PRESETS |= {
                 "model": {**ROW["model"], "encoder": "resnet101.tv_in1k", "head": "deeplabv2", "early_stride": True}},
 }
 
-# %% ../nbs/20_algorithms.ipynb #0067
+# %% ../nbs/20_algorithms.ipynb #0068
 def row_sources(
     preset,   # key of PRESETS that names its sources
     sources,  # as on the command line: 'gtav:PATH', or styles
@@ -459,7 +459,7 @@ def row_sources(
         sources = [sources[given.index(kind)] for kind in wanted]
     return list(sources) * (2 if splits and len(sources) == 1 else 1)
 
-# %% ../nbs/20_algorithms.ipynb #0070
+# %% ../nbs/20_algorithms.ipynb #0071
 def takes(
     cls,  # an algorithm
 ):        # -> set of keywords that may be set for it
@@ -468,10 +468,10 @@ def takes(
     names = {n for init in inits for n in inspect.signature(init).parameters}
     return names - {"self", "model", "shared", "keywords", "seed"} - set(cls.fixed)
 
-# %% ../nbs/20_algorithms.ipynb #0073
+# %% ../nbs/20_algorithms.ipynb #0074
 ABOUT_MEMORY = {"tau", "read", "updater", "fusion", "label_mode", "coh_at"}  # useless without 𝓜
 
-# %% ../nbs/20_algorithms.ipynb #0074
+# %% ../nbs/20_algorithms.ipynb #0075
 def defaults(
     call,  # a function or class
 ):         # -> dict: keyword -> default
@@ -479,13 +479,13 @@ def defaults(
     parameters = inspect.signature(call).parameters.items()
     return {name: p.default for name, p in parameters if p.default is not p.empty}
 
-# %% ../nbs/20_algorithms.ipynb #0075
+# %% ../nbs/20_algorithms.ipynb #0076
 COMPUTE = dict(precision="float32", checkpoint=False)                 # how a step is computed, see notebook 19
 
-# %% ../nbs/20_algorithms.ipynb #0076
+# %% ../nbs/20_algorithms.ipynb #0077
 SCORE = dict(classes=19, window=None, flip=False, height=None)        # how a run is scored, see notebook 22
 
-# %% ../nbs/20_algorithms.ipynb #0077
+# %% ../nbs/20_algorithms.ipynb #0078
 def place_of(
     name,  # of a switch
 ):         # -> 'algorithm', 'model', 'data', 'run', 'compute' or 'score'
@@ -501,7 +501,7 @@ def place_of(
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise ValueError(f"unknown switch {name!r}; {hint}choose {', '.join(known)}")
 
-# %% ../nbs/20_algorithms.ipynb #0079
+# %% ../nbs/20_algorithms.ipynb #0080
 def fits(
     cls,   # an algorithm
     name,  # of a switch
@@ -520,7 +520,7 @@ def fits(
     if name in meta: return "it takes no inner step"
     return "it has no memory" if name in takes(AggregationMemory) else "it has no such part"
 
-# %% ../nbs/20_algorithms.ipynb #0080
+# %% ../nbs/20_algorithms.ipynb #0081
 def check_switch(
     method,  # key of ALGORITHMS
     name,    # of a switch
@@ -535,7 +535,7 @@ def check_switch(
         raise ValueError(f"{name}={value!r} contradicts method {method!r}: {why}; leave the switch out or choose "
                          f"{others}")
 
-# %% ../nbs/20_algorithms.ipynb #0082
+# %% ../nbs/20_algorithms.ipynb #0083
 def plan(
     method="pinmem",  # key of ALGORITHMS
     preset="pinmem",  # key of PRESETS
@@ -559,7 +559,7 @@ def plan(
                 data={**base["data"], **asked["data"]}, sources=first_sources(sources, **asked["run"]),
                 **{place: values for place, values in more.items() if values})
 
-# %% ../nbs/20_algorithms.ipynb #0083
+# %% ../nbs/20_algorithms.ipynb #0084
 def first_sources(
     sources,      # names
     domains=None, # how many of them
@@ -571,7 +571,7 @@ def first_sources(
                          f"sources; or name more sources")
     return list(sources)[:domains]
 
-# %% ../nbs/20_algorithms.ipynb #0087
+# %% ../nbs/20_algorithms.ipynb #0088
 def read_switch(
     text,  # 'name=value'
 ):         # -> (name, value)
@@ -583,7 +583,7 @@ def read_switch(
     except (ValueError, SyntaxError): value = value.strip()
     return name.strip(), value
 
-# %% ../nbs/20_algorithms.ipynb #0092
+# %% ../nbs/20_algorithms.ipynb #0093
 @torch.no_grad()
 def start_memory(
     model,          # `MemoryNet`; nothing happens when it has no memory
@@ -606,7 +606,7 @@ def start_memory(
     model.mem = mem
     return (~seen).nonzero()[:, 0].tolist()
 
-# %% ../nbs/20_algorithms.ipynb #0095
+# %% ../nbs/20_algorithms.ipynb #0096
 def weigh_classes(
     model,     # `MemoryNet`; its `class_weight` is set
     domains,   # source domains

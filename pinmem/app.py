@@ -6,7 +6,7 @@
 __all__ = ['HEADING', 'HOST', 'POLICY', 'EXTENSIONS', 'TEMPLATE', 'app', 'write_notebook', 'write_settings', 'free_port', 'serve',
            'wait_for', 'kill_is_interrupt', 'explore']
 
-# %% ../nbs/35_app.ipynb #0002
+# %% ../nbs/35_app.ipynb #0003
 import importlib.util, json, os, signal, socket, subprocess, sys, tempfile, threading, time, webbrowser
 from pathlib import Path
 import ipywidgets as widgets
@@ -14,7 +14,7 @@ from .bench import Bench
 from .explorer import Desk, Explorer, load_networks
 from .training import read_config
 
-# %% ../nbs/35_app.ipynb #0005
+# %% ../nbs/35_app.ipynb #0006
 def app(
     runs,  # run directories
 ):         # widget
@@ -24,12 +24,12 @@ def app(
     tabs.titles = ['explorer', 'bench']
     return widgets.VBox([widgets.HTML(HEADING), tabs])
 
-# %% ../nbs/35_app.ipynb #0006
+# %% ../nbs/35_app.ipynb #0007
 HEADING = ('<h1 style="font-size:1.4em;margin:.3em 0">See the memory think</h1>'
            '<p style="margin:.2em 0 .6em;line-height:1.4">Explorer: press on a picture and see what this pixel '
            'asks the memory. Bench: change the weather, the light or the camera, and watch two networks.</p>')
 
-# %% ../nbs/35_app.ipynb #0009
+# %% ../nbs/35_app.ipynb #0010
 def write_notebook(
     runs,    # run directories
     folder,  # where to write it
@@ -43,19 +43,19 @@ def write_notebook(
     path.write_text(json.dumps(notebook), encoding='utf-8')
     return path
 
-# %% ../nbs/35_app.ipynb #0012
+# %% ../nbs/35_app.ipynb #0013
 HOST = '127.0.0.1'
 POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
 EXTENSIONS = '@jupyter-widgets/jupyterlab-manager', '@voila-dashboards/widgets-manager8', 'anywidget'
 
-# %% ../nbs/35_app.ipynb #0013
+# %% ../nbs/35_app.ipynb #0014
 TEMPLATE = """{% extends 'voila/templates/lab/index.html.j2' %}
 {% block notebook_css %}
 {{ super() | replace('<link rel="stylesheet" href="https:', '<link data-left-out="') }}
 {% endblock %}
 """
 
-# %% ../nbs/35_app.ipynb #0014
+# %% ../nbs/35_app.ipynb #0015
 def write_settings(
     folder,  # where Voila will run, and looks for its settings
     port,    # port
@@ -70,7 +70,7 @@ def write_settings(
     settings = dict(Voila=voila, VoilaConfiguration=dict(template=page.name, extension_allowlist=EXTENSIONS))
     (Path(folder) / 'voila.json').write_text(json.dumps(settings), encoding='utf-8')
 
-# %% ../nbs/35_app.ipynb #0017
+# %% ../nbs/35_app.ipynb #0018
 def free_port(
     port=None,  # the port wanted; None: any free one
 ):              # port
@@ -83,7 +83,7 @@ def free_port(
                              'or none for any free port') from None
         return s.getsockname()[1]
 
-# %% ../nbs/35_app.ipynb #0020
+# %% ../nbs/35_app.ipynb #0021
 def serve(
     runs,       # run directories
     folder,     # an empty folder for notebook and settings
@@ -101,7 +101,7 @@ def serve(
                                env={**os.environ, 'JUPYTER_PATH': paths})
     return process, port
 
-# %% ../nbs/35_app.ipynb #0022
+# %% ../nbs/35_app.ipynb #0023
 def wait_for(
     process,      # of the server
     port,         # where it will answer
@@ -117,13 +117,13 @@ def wait_for(
     raise ValueError(f'explore: voila did not answer at port {port} within {patience} seconds; '
                      'try another port')
 
-# %% ../nbs/35_app.ipynb #0025
+# %% ../nbs/35_app.ipynb #0026
 def kill_is_interrupt():
     "SIGTERM raises KeyboardInterrupt; only the main thread may say so."
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
 
-# %% ../nbs/35_app.ipynb #0026
+# %% ../nbs/35_app.ipynb #0027
 def explore(
     runs,               # run directory, or a list of them
     port=None,          # port; None: any free one

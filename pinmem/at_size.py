@@ -6,7 +6,7 @@
 __all__ = ['compute_in', 'pull_back', 'RecomputeBackward', 'Recompute', 'Inside', 'recomputed', 'recompute_encoder',
            'memory_taken', 'duration', 'Forecast', 'out_of_memory']
 
-# %% ../nbs/19_at_size.ipynb #0002
+# %% ../nbs/19_at_size.ipynb #0003
 import functools, statistics, sys, time
 import torch
 from torch import nn
@@ -15,7 +15,7 @@ from torch.func import functional_call
 from tqdm.auto import tqdm
 from .model import lower
 
-# %% ../nbs/19_at_size.ipynb #0015
+# %% ../nbs/19_at_size.ipynb #0016
 def compute_in(
     model,      # a `MemoryNet`; changed in place
     precision,  # 'float32', or 'bf16' for E and D
@@ -26,7 +26,7 @@ def compute_in(
     model.precision = model.encoder.precision = precision
     return model
 
-# %% ../nbs/19_at_size.ipynb #0025
+# %% ../nbs/19_at_size.ipynb #0026
 def pull_back(
     run,                # (x, *weights) -> y
     g,                  # gradient at y
@@ -37,7 +37,7 @@ def pull_back(
     y = run(*inputs)
     return torch.autograd.grad(y, inputs, g, create_graph=create_graph, materialize_grads=True)
 
-# %% ../nbs/19_at_size.ipynb #0026
+# %% ../nbs/19_at_size.ipynb #0027
 class RecomputeBackward(Function):
     "The gradient of a block; its own gradient computes everything once more."
     @staticmethod
@@ -53,7 +53,7 @@ class RecomputeBackward(Function):
         with torch.enable_grad(): grads = pull_back(ctx.run, g, inputs, create_graph=True)
         return None, *torch.autograd.grad(grads, [g, *inputs], v, materialize_grads=True)
 
-# %% ../nbs/19_at_size.ipynb #0027
+# %% ../nbs/19_at_size.ipynb #0028
 class Recompute(Function):
     "A block that keeps its input and nothing else."
     @staticmethod
@@ -66,7 +66,7 @@ class Recompute(Function):
     def backward(ctx, g):
         return None, None, *RecomputeBackward.apply(ctx.again, g, *ctx.saved_tensors)
 
-# %% ../nbs/19_at_size.ipynb #0029
+# %% ../nbs/19_at_size.ipynb #0030
 class Inside(nn.Module):
     "A block without the `forward` that `recompute_encoder` gave it."
     def __init__(self, block):
@@ -75,7 +75,7 @@ class Inside(nn.Module):
 
     def forward(self, x): return type(self.block).forward(self.block, x)
 
-# %% ../nbs/19_at_size.ipynb #0030
+# %% ../nbs/19_at_size.ipynb #0031
 def recomputed(
     block,    # a module: one map in, one map out
     encoder,  # E, which it is part of
@@ -92,7 +92,7 @@ def recomputed(
             return functional_call(inside, {**statistics, **dict(zip(names, weights))}, (x,))
     return Recompute.apply(inside, again, x, *weights)
 
-# %% ../nbs/19_at_size.ipynb #0034
+# %% ../nbs/19_at_size.ipynb #0035
 def recompute_encoder(
     model,    # a `MemoryNet`; changed in place
     on=True,  # False: keep everything, as usual
@@ -108,7 +108,7 @@ def recompute_encoder(
         if on: block.forward = functools.partial(recomputed, block, model.encoder)
     return model
 
-# %% ../nbs/19_at_size.ipynb #0044
+# %% ../nbs/19_at_size.ipynb #0045
 def memory_taken(
     device,  # torch.device that computes
 ):           # -> text
@@ -121,7 +121,7 @@ def memory_taken(
     except ImportError: return "memory not known on this system"
     return f"{getrusage(RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024) / 1e9:.1f} GB resident"
 
-# %% ../nbs/19_at_size.ipynb #0045
+# %% ../nbs/19_at_size.ipynb #0046
 def duration(
     seconds,  # how long
 ):            # -> text
@@ -131,7 +131,7 @@ def duration(
     if minutes > 48 * 60: return f"{minutes / 1440:.1f} days"
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
-# %% ../nbs/19_at_size.ipynb #0048
+# %% ../nbs/19_at_size.ipynb #0049
 class Forecast:
     "After a few steps it says how long a run will take and what memory it needs; `fit` takes it as `watch`."
 
@@ -153,7 +153,7 @@ class Forecast:
         left = self.steps - len(self.clock)
         return f"{each:.2f} s a step, {duration(each * left)} for the {left:,} steps to come; {memory_taken(self.device)}"
 
-# %% ../nbs/19_at_size.ipynb #0051
+# %% ../nbs/19_at_size.ipynb #0052
 def out_of_memory(
     error,  # an exception
 ):          # -> bool

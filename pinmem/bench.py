@@ -9,7 +9,7 @@ __all__ = ['DIALS', 'DRAWN', 'REST', 'PAIR', 'ROW', 'FROM', 'LONG', 'APART', 'FA
            'bench_controls', 'search_controls', 'Dials', 'Bench', 'show_trial', 'connect_bench', 'run_search',
            'bench_box']
 
-# %% ../nbs/34_bench.ipynb #0002
+# %% ../nbs/34_bench.ipynb #0003
 import html
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ from .metrics import confusion, iou, miou
 from .plots import accuracy, error_map
 from .scenes import STYLES, draw
 
-# %% ../nbs/34_bench.ipynb #0005
+# %% ../nbs/34_bench.ipynb #0006
 class Dial(NamedTuple):
     "A slider of the bench."
     low: float
@@ -34,7 +34,7 @@ class Dial(NamedTuple):
     step: float
     text: str    # what it is, with its unit
 
-# %% ../nbs/34_bench.ipynb #0006
+# %% ../nbs/34_bench.ipynb #0007
 DIALS = dict(
     night=Dial(0., 1., 0., .05, 'share of lamplight'),
     fog=Dial(0., .1, 0., .002, 'extinction, 1/m'),
@@ -47,7 +47,7 @@ DIALS = dict(
 DRAWN = ('night', 'fog', 'rain', 'height')   # these need the scene, a photograph does not have it
 REST = {name: dial.rest for name, dial in DIALS.items()}
 
-# %% ../nbs/34_bench.ipynb #0008
+# %% ../nbs/34_bench.ipynb #0009
 def steady(
     style,  # Style
 ):          # Style whose camera, light and sensor are the same in every street
@@ -55,7 +55,7 @@ def steady(
     fixed = {f: (sum(getattr(style, f)) / 2,) * 2 for f in ('sun', 'elevation', 'warm', 'exposure', 'gamma')}
     return replace(style, **fixed, sky=style.sky[:1], noise=(0., 0.), blur=(0., 0.), jpeg=(95, 96))
 
-# %% ../nbs/34_bench.ipynb #0009
+# %% ../nbs/34_bench.ipynb #0010
 def scene(
     style,     # name of a style: which streets
     street,    # index of the street
@@ -72,7 +72,7 @@ def scene(
     image = sum(share * image.astype(np.float32) for (share, _), (image, _) in zip(lights, drawn))
     return to_bytes(image + .5), drawn[0][1]
 
-# %% ../nbs/34_bench.ipynb #0013
+# %% ../nbs/34_bench.ipynb #0014
 def shift(
     image,     # (H, W, 3) uint8
     settings,  # dict: name of a dial -> value; missing dials rest
@@ -89,7 +89,7 @@ def shift(
     if d['noise']: x = x + d['noise'] * rng.standard_normal(x.shape, dtype=np.float32)
     return to_bytes(x + .5)
 
-# %% ../nbs/34_bench.ipynb #0017
+# %% ../nbs/34_bench.ipynb #0018
 class Exam(NamedTuple):
     "How one network does on one picture."
     pred: np.ndarray   # (H, W) uint8 train ids
@@ -99,7 +99,7 @@ class Exam(NamedTuple):
     norm: float        # mean length of the features
     own: Any           # (N,) mean weight of the row of the true class; nan where absent; None without memory
 
-# %% ../nbs/34_bench.ipynb #0018
+# %% ../nbs/34_bench.ipynb #0019
 def count(
     pred,   # (H, W) train ids
     truth,  # (H, W) train ids
@@ -107,7 +107,7 @@ def count(
     "The confusion of two arrays."
     return confusion(*(torch.from_numpy(v.astype(np.int64)) for v in (pred, truth)))
 
-# %% ../nbs/34_bench.ipynb #0019
+# %% ../nbs/34_bench.ipynb #0020
 def own_weight(
     w,      # (N, h, w) memory weights
     truth,  # (H, W) train ids
@@ -118,7 +118,7 @@ def own_weight(
     k = y1h.sum((1, 2))
     return np.where(k > 0, (w * y1h).sum((1, 2)) / np.maximum(k, 1e-9), np.nan)
 
-# %% ../nbs/34_bench.ipynb #0021
+# %% ../nbs/34_bench.ipynb #0022
 def examine(
     model,  # MemoryNet in evaluation mode
     image,  # (H, W, 3) uint8
@@ -133,7 +133,7 @@ def examine(
     length = float(seen.f.norm(dim=1).mean())                         # f is (1, C, h, w)
     return Exam(thought.pred, iou(conf).numpy(), miou(conf), accuracy(truth, thought.pred), length, own)
 
-# %% ../nbs/34_bench.ipynb #0023
+# %% ../nbs/34_bench.ipynb #0024
 class Trial(NamedTuple):
     "The bench at one moment."
     names: tuple       # names of the networks
@@ -143,7 +143,7 @@ class Trial(NamedTuple):
     rest: list         # the same with all dials at rest
     drawn: bool        # is there a true mask?
 
-# %% ../nbs/34_bench.ipynb #0024
+# %% ../nbs/34_bench.ipynb #0025
 def stage(
     desk,      # Desk
     picture,   # a style, or the name of an own picture
@@ -156,7 +156,7 @@ def stage(
     image, mask = desk.once((picture, street, *drawn), lambda: scene(picture, street, settings, desk.size))
     return shift(image, settings), mask
 
-# %% ../nbs/34_bench.ipynb #0025
+# %% ../nbs/34_bench.ipynb #0026
 def trial(
     desk,      # Desk
     names,     # names of networks
@@ -172,10 +172,10 @@ def trial(
     now = [examine(desk.networks[n], image, y) for n, y in zip(names, truths)]
     return Trial(tuple(names), image, truths, now, rest, mask is not None)
 
-# %% ../nbs/34_bench.ipynb #0028
+# %% ../nbs/34_bench.ipynb #0029
 PAIR = (BLUE, ORANGE)  # colours of the two networks
 
-# %% ../nbs/34_bench.ipynb #0029
+# %% ../nbs/34_bench.ipynb #0030
 def trial_panels(
     t,  # Trial
 ):      # PIL image
@@ -196,11 +196,11 @@ def trial_panels(
             page.paste(large, (c * across * SHARP, (r * down + HEAD) * SHARP))
     return page
 
-# %% ../nbs/34_bench.ipynb #0030
+# %% ../nbs/34_bench.ipynb #0031
 ROW, FROM, LONG, APART = 22, 108, 104, 130  # height of a row; start, length and distance of the two axes
 FAINT = (150, 150, 150)
 
-# %% ../nbs/34_bench.ipynb #0031
+# %% ../nbs/34_bench.ipynb #0032
 def trial_bars(
     t,  # Trial
 ):      # PIL image
@@ -216,7 +216,7 @@ def trial_bars(
     for c in range(len(CLASSES)): class_row(pen, write, t, c, 60 + c * ROW)
     return page
 
-# %% ../nbs/34_bench.ipynb #0032
+# %% ../nbs/34_bench.ipynb #0033
 def class_row(
     pen, write,  # from `sheet`
     t,           # Trial
@@ -232,7 +232,7 @@ def class_row(
             pair = [float(getattr(e, what)[c]) for e in (now, rest)]
             two_bar(pen, write, FROM + column * APART, y + 2 + 8 * k, pair, PAIR[k])
 
-# %% ../nbs/34_bench.ipynb #0033
+# %% ../nbs/34_bench.ipynb #0034
 def two_bar(
     pen, write,  # from `sheet`
     x, y,        # corner, pixels of the page
@@ -247,7 +247,7 @@ def two_bar(
         at = (x + rest * LONG) * SHARP
         pen.line([at, (y - 1) * SHARP, at, (y + 7) * SHARP], INK, 3)
 
-# %% ../nbs/34_bench.ipynb #0034
+# %% ../nbs/34_bench.ipynb #0035
 def trial_rows(
     t,  # Trial
 ):      # list of rows of text; the first is the head
@@ -262,7 +262,7 @@ def trial_rows(
                      pair(100 * now.right, 100 * rest.right, '.0f'), pair(now.norm, rest.norm, '.2f'), own])
     return rows
 
-# %% ../nbs/34_bench.ipynb #0035
+# %% ../nbs/34_bench.ipynb #0036
 def table_html(
     rows,  # rows of text; the first is the head
 ):         # HTML
@@ -275,14 +275,14 @@ def table_html(
     body = ''.join(line(row, r == 0) for r, row in enumerate(rows))
     return f'<table role="status" aria-live="polite" style="line-height:1.4">{body}</table>'
 
-# %% ../nbs/34_bench.ipynb #0040
+# %% ../nbs/34_bench.ipynb #0041
 def ways(
     names=tuple(DIALS),  # dials that may be turned
 ):                       # list of (name, value at the end)
     "Every dial to every end it can be turned to."
     return [(n, end) for n in names for end in (DIALS[n].low, DIALS[n].high) if end != DIALS[n].rest]
 
-# %% ../nbs/34_bench.ipynb #0041
+# %% ../nbs/34_bench.ipynb #0042
 def snap(
     name,   # of a dial
     value,  # wanted
@@ -291,7 +291,7 @@ def snap(
     low, step = DIALS[name].low, DIALS[name].step
     return round(low + step * round((value - low) / step), 9)
 
-# %% ../nbs/34_bench.ipynb #0042
+# %% ../nbs/34_bench.ipynb #0043
 def turn(
     shares,  # one number from 0 to 1 a way: how far from rest to the end
     names=tuple(DIALS),
@@ -302,7 +302,7 @@ def turn(
         settings[name] += float(share) * (end - DIALS[name].rest)
     return {name: snap(name, value) for name, value in settings.items()}
 
-# %% ../nbs/34_bench.ipynb #0045
+# %% ../nbs/34_bench.ipynb #0046
 def neighbour(
     shares,  # (ways,) numbers from 0 to 1
     rng,     # numpy Generator
@@ -315,7 +315,7 @@ def neighbour(
     new[source] -= moved; new[target] += moved
     return new
 
-# %% ../nbs/34_bench.ipynb #0046
+# %% ../nbs/34_bench.ipynb #0047
 def search(
     score,               # settings -> number to be made small
     names=tuple(DIALS),  # dials that may be turned
@@ -335,7 +335,7 @@ def search(
         tried.append((value, shares))
         yield settings, value
 
-# %% ../nbs/34_bench.ipynb #0047
+# %% ../nbs/34_bench.ipynb #0048
 def told(
     settings,  # dict: name of a dial -> value
 ):             # text
@@ -343,7 +343,7 @@ def told(
     off = [f'{n} {v:.3g}' for n, v in settings.items() if abs(v - REST[n]) > 1e-9]
     return ', '.join(off) or 'all dials at rest'
 
-# %% ../nbs/34_bench.ipynb #0050
+# %% ../nbs/34_bench.ipynb #0051
 def elsewhere(
     desk,      # Desk
     name,      # of a network
@@ -359,7 +359,7 @@ def elsewhere(
         return miou(sum(count(pred, mask) for pred, (_, mask) in zip(preds, drawn)))
     return over({}), over(settings)
 
-# %% ../nbs/34_bench.ipynb #0052
+# %% ../nbs/34_bench.ipynb #0053
 def bench_controls(
     desk,  # Desk
 ):         # dict: name -> widget; the dials by their own names
@@ -373,7 +373,7 @@ def bench_controls(
                 picture=make(widgets.Dropdown, 'picture', options=[*desk.pictures, *STYLES]),
                 street=make(widgets.BoundedIntText, 'street', value=0, min=0, max=9999), **dials)
 
-# %% ../nbs/34_bench.ipynb #0053
+# %% ../nbs/34_bench.ipynb #0054
 def search_controls(
     budget,  # evaluations of the search
 ):           # start, which network, how much, dials to rest, a bar of progress, what was found
@@ -385,7 +385,7 @@ def search_controls(
     progress = widgets.IntProgress(max=budget, layout=dict(display='none'))
     return go, victim, effort, calm, progress, widgets.HTML()
 
-# %% ../nbs/34_bench.ipynb #0055
+# %% ../nbs/34_bench.ipynb #0056
 class Dials:
     "The controls of the bench, read and set together."
 
@@ -414,7 +414,7 @@ class Dials:
         self.controls['picture'].options = [*self.desk.pictures, *STYLES]
         self.controls['picture'].value = picture
 
-# %% ../nbs/34_bench.ipynb #0056
+# %% ../nbs/34_bench.ipynb #0057
 class Bench(Dials):
     "The widget: dials, two networks, and the search. Show `.box`."
 
@@ -440,7 +440,7 @@ class Bench(Dials):
         show_trial(self, self.trial)
         self.shown += 1
 
-# %% ../nbs/34_bench.ipynb #0057
+# %% ../nbs/34_bench.ipynb #0058
 def show_trial(
     b,  # Bench
     t,  # Trial
@@ -451,7 +451,7 @@ def show_trial(
     put(b.bars, trial_bars(t), 'Bars of every class: IoU and weight of the own row. The table has the means.')
     b.text.value = table_html(trial_rows(t))
 
-# %% ../nbs/34_bench.ipynb #0058
+# %% ../nbs/34_bench.ipynb #0059
 def connect_bench(
     b,  # Bench
 ):
@@ -465,7 +465,7 @@ def connect_bench(
     b.calm.observe(to_rest, 'value')
     b.desk.listeners.append(b.refresh)
 
-# %% ../nbs/34_bench.ipynb #0059
+# %% ../nbs/34_bench.ipynb #0060
 def run_search(
     b,  # Bench
 ):
@@ -488,7 +488,7 @@ def run_search(
                           f'{100 * now:.1f} % with these dials.')
     b.progress.layout.display, b.go.value = 'none', False
 
-# %% ../nbs/34_bench.ipynb #0060
+# %% ../nbs/34_bench.ipynb #0061
 def bench_box(
     b,  # Bench
 ):      # widget

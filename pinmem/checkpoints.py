@@ -6,7 +6,7 @@
 __all__ = ['OFFICIAL_CHOICES', 'NETWORKS', 'read_checkpoint', 'expected', 'mismatches', 'find_network', 'check_memory',
            'check_state', 'filled', 'recorded', 'convert']
 
-# %% ../nbs/25_checkpoints.ipynb #0002
+# %% ../nbs/25_checkpoints.ipynb #0003
 import functools, hashlib, re
 from pathlib import Path
 import torch
@@ -14,7 +14,7 @@ from .labels import CLASSES
 from .model import DEEPLAB, build_model, official_names
 from .training import save_model
 
-# %% ../nbs/25_checkpoints.ipynb #0005
+# %% ../nbs/25_checkpoints.ipynb #0006
 def read_checkpoint(
     path, # a file of the released code, .pth
 ):        # -> dict with at least 'state_dict'
@@ -33,17 +33,17 @@ def read_checkpoint(
                          f"with 'state_dict' and 'memory'")
     return found
 
-# %% ../nbs/25_checkpoints.ipynb #0010
+# %% ../nbs/25_checkpoints.ipynb #0011
 OFFICIAL_CHOICES = dict(tau=1.0, read="gumbel", updater="raw", fusion="bn", label_mode="bilinear", coh_at="labels", weights=None)
 
-# %% ../nbs/25_checkpoints.ipynb #0011
+# %% ../nbs/25_checkpoints.ipynb #0012
 NETWORKS = {
     "DeepLabV3+ on ResNet-50": dict(encoder="resnet50", head="deeplabv3plus", output_stride=16),
     "DeepLabV2 on ResNet-101": dict(encoder="resnet101", head="deeplabv2", output_stride=8, early_stride=True),
     "DeepLabV3+ on ResNet-18": dict(encoder="resnet18", head="deeplabv3plus", output_stride=32, rates=(3, 6, 9)),
 }
 
-# %% ../nbs/25_checkpoints.ipynb #0013
+# %% ../nbs/25_checkpoints.ipynb #0014
 @functools.cache
 def expected(
     network, # key of NETWORKS
@@ -54,7 +54,7 @@ def expected(
     own = model.state_dict()
     return {theirs: (ours, own[ours].shape) for theirs, ours in official_names(model).items()}
 
-# %% ../nbs/25_checkpoints.ipynb #0014
+# %% ../nbs/25_checkpoints.ipynb #0015
 def mismatches(
     state, # dict: the authors' name -> tensor
     names, # from `expected`
@@ -65,7 +65,7 @@ def mismatches(
               for name, (_, shape) in names.items() if name in state and state[name].shape != shape]
     return wrong + [f"{name} is not in the network" for name in state if name not in names]
 
-# %% ../nbs/25_checkpoints.ipynb #0015
+# %% ../nbs/25_checkpoints.ipynb #0016
 def find_network(
     state,  # dict: the authors' name -> tensor
     memory, # whether the network has one
@@ -74,7 +74,7 @@ def find_network(
     found = {network: mismatches(state, expected(network, memory)) for network in NETWORKS}
     return min(found.items(), key=lambda item: len(item[1]))
 
-# %% ../nbs/25_checkpoints.ipynb #0020
+# %% ../nbs/25_checkpoints.ipynb #0021
 def check_memory(
     path,  # for the message
     found, # dict from `read_checkpoint`
@@ -92,7 +92,7 @@ def check_memory(
                          f"{length.max():.3g}; expected {shape[0]} unit rows of {shape[1]}; get the file again")
     return mem
 
-# %% ../nbs/25_checkpoints.ipynb #0021
+# %% ../nbs/25_checkpoints.ipynb #0022
 def check_state(
     path,  # for the message
     found, # dict from `read_checkpoint`
@@ -107,7 +107,7 @@ def check_state(
     if bad: raise ValueError(f"{path}: {', '.join(bad[:5])} hold NaN or infinity; get the file again")
     return state
 
-# %% ../nbs/25_checkpoints.ipynb #0023
+# %% ../nbs/25_checkpoints.ipynb #0024
 def filled(
     network, # key of NETWORKS
     state,   # dict: the authors' name -> tensor, checked
@@ -119,7 +119,7 @@ def filled(
     model.load_state_dict(tensors if mem is None else {**tensors, "mem": mem}, assign=True)
     return model
 
-# %% ../nbs/25_checkpoints.ipynb #0024
+# %% ../nbs/25_checkpoints.ipynb #0025
 def recorded(
     file,    # checkpoint
     found,   # dict from `read_checkpoint`
@@ -132,7 +132,7 @@ def recorded(
                 sha256=hashlib.sha256(Path(file).read_bytes()).hexdigest(), **numbers, sources=[], targets=[],
                 size=[256, 128])
 
-# %% ../nbs/25_checkpoints.ipynb #0025
+# %% ../nbs/25_checkpoints.ipynb #0026
 def convert(
     file, # checkpoint of the released code
     out,  # run directory to write; must not exist, or be empty

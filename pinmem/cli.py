@@ -10,7 +10,7 @@ __all__ = ['EXAM', 'ROWS', 'ROWS_OF', 'DEFAULT_STEPS', 'split_names', 'open_sour
            'write_memory_maps', 'scenes', 'compare_runs', 'convert_run', 'explore_run', 'size', 'fraction', 'Parser',
            'add_train', 'add_evaluate', 'add_pictures', 'add_compare', 'add_runs', 'parser', 'main']
 
-# %% ../nbs/23_cli.ipynb #0002
+# %% ../nbs/23_cli.ipynb #0003
 import argparse, functools, json, platform, sys, textwrap
 from pathlib import Path
 import numpy as np
@@ -31,14 +31,14 @@ from .scenes import SOURCES, STYLES, UNSEEN, draw
 from .training import (NoMemory, NotFinite, board, fit, load_run, load_state, read_config, read_log, save_model, to_board,
                              whole_file)
 
-# %% ../nbs/23_cli.ipynb #0004
+# %% ../nbs/23_cli.ipynb #0005
 def split_names(
     text,  # 'A,B,C'
 ):         # -> ['A', 'B', 'C']
     "Names separated by commas."
     return [name.strip() for name in text.split(",") if name.strip()]
 
-# %% ../nbs/23_cli.ipynb #0007
+# %% ../nbs/23_cli.ipynb #0008
 def open_sources(
     names,   # domains to learn from; the same name twice makes two virtual domains of it
     method,  # 'pinmem' needs two or more
@@ -58,7 +58,7 @@ def open_sources(
         opened[name] = iter(virtual_domains(domain, times) if times > 1 else [domain])
     return [next(opened[name]) for name in names]
 
-# %% ../nbs/23_cli.ipynb #0010
+# %% ../nbs/23_cli.ipynb #0011
 def new_folder(
     path,  # --out
 ):         # -> Path of a folder that does not exist yet or is empty
@@ -69,7 +69,7 @@ def new_folder(
         raise ValueError(f"--out {path}: is already there and not empty; name another folder, or go on with --resume")
     return path
 
-# %% ../nbs/23_cli.ipynb #0011
+# %% ../nbs/23_cli.ipynb #0012
 def pick_device(
     name,  # 'auto', 'cpu', 'cuda', 'mps', ...
 ):         # -> torch.device
@@ -83,7 +83,7 @@ def pick_device(
         raise ValueError(f"--device {name}: cannot be used here ({str(error).splitlines()[0]}); use --device cpu") from None
     return device
 
-# %% ../nbs/23_cli.ipynb #0014
+# %% ../nbs/23_cli.ipynb #0015
 def change_of(
     usual, test,   # keywords of `photometric`: for meta-train, for meta-test
     n, seed,       # number of domains, seed of the run
@@ -92,7 +92,7 @@ def change_of(
     "Domains that are in meta-test at this step have colours of their own."
     return test if domain in sides(n, seed, step)[1] else usual
 
-# %% ../nbs/23_cli.ipynb #0015
+# %% ../nbs/23_cli.ipynb #0016
 def make_batches(
     config,     # dict of a run
     domains,    # its opened sources, drawn
@@ -106,7 +106,7 @@ def make_batches(
     return DomainBatches(domains, config["per_domain"], tuple(config["crop"]), config["seed"], workers=1, change=change,
                          processes=processes, scale=tuple(config["scale"]), rare=config["rare"])
 
-# %% ../nbs/23_cli.ipynb #0016
+# %% ../nbs/23_cli.ipynb #0017
 def make_algorithm(
     config,    # dict of a run
     weights,   # 'imagenet', a file, or None when a state is loaded anyway
@@ -120,7 +120,7 @@ def make_algorithm(
     if compute["checkpoint"]: recompute_encoder(model)
     return ALGORITHMS[config["method"]](model, seed=config["seed"], **config["algorithm"])
 
-# %% ../nbs/23_cli.ipynb #0017
+# %% ../nbs/23_cli.ipynb #0018
 def plan_run(
     args,  # of `pinmem train`
 ):         # -> dict, stored as config.json
@@ -144,7 +144,7 @@ def plan_run(
                 model=made["model"], algorithm=made["algorithm"],
                 versions=dict(pinmem=pinmem.__version__, torch=torch.__version__, python=platform.python_version()))
 
-# %% ../nbs/23_cli.ipynb #0019
+# %% ../nbs/23_cli.ipynb #0020
 def all_settings(
     config,  # dict of a run
 ):           # -> dict: heading -> dict of values, defaults included
@@ -162,7 +162,7 @@ def all_settings(
         "computing": {**COMPUTE, **config.get("compute", {})},
         "scoring": {"targets": config["targets"] or "none", **SCORE, **config.get("score", {})}}
 
-# %% ../nbs/23_cli.ipynb #0020
+# %% ../nbs/23_cli.ipynb #0021
 def describe_run(
     config,  # dict of a run
 ):           # -> text
@@ -177,7 +177,7 @@ def describe_run(
                                break_long_words=False, break_on_hyphens=False)
     return "\n".join(lines).replace("\xa0", " ")
 
-# %% ../nbs/23_cli.ipynb #0021
+# %% ../nbs/23_cli.ipynb #0022
 def open_run(
     args,  # of `pinmem train`
 ):         # -> config, folder; no folder for an estimate
@@ -188,7 +188,7 @@ def open_run(
     for name, value in compute.items(): check_switch(config["method"], name, value)
     return {**config, "compute": {**config.get("compute", {}), **compute}}, Path(args.out)
 
-# %% ../nbs/23_cli.ipynb #0022
+# %% ../nbs/23_cli.ipynb #0023
 def train(
     args,  # see `parser`
 ):
@@ -215,7 +215,7 @@ def train(
     learn(algorithm, batches, config, folder, start, args)
     finish(algorithm.model, config, folder, domains, targets, args)
 
-# %% ../nbs/23_cli.ipynb #0023
+# %% ../nbs/23_cli.ipynb #0024
 def to_device(
     stream,  # generator of batches, one a step
     device,  # torch.device
@@ -223,7 +223,7 @@ def to_device(
     "The next batches, on the device."
     return lambda step: [(x.to(device), y.to(device)) for x, y in next(stream)]
 
-# %% ../nbs/23_cli.ipynb #0024
+# %% ../nbs/23_cli.ipynb #0025
 def last_step(
     config,     # dict of a run
     stop=None,  # --stop
@@ -231,7 +231,7 @@ def last_step(
     "Where a run stops; the paper stops long before its schedule ends."
     return min(config["steps"], stop or config.get("stop") or config["steps"])
 
-# %% ../nbs/23_cli.ipynb #0025
+# %% ../nbs/23_cli.ipynb #0026
 def estimate(
     algorithm,  # from `make_algorithm`
     batches,    # DomainBatches
@@ -246,7 +246,7 @@ def estimate(
              watch=Forecast(steps, device, few, print))
     finally: stream.close()
 
-# %% ../nbs/23_cli.ipynb #0026
+# %% ../nbs/23_cli.ipynb #0027
 def watchers(
     model,   # the network
     config,  # dict of the run
@@ -264,7 +264,7 @@ def watchers(
     writer = board(folder, start)
     return found + ([functools.partial(to_board, writer)] if writer else [])
 
-# %% ../nbs/23_cli.ipynb #0027
+# %% ../nbs/23_cli.ipynb #0028
 def learn(
     algorithm,  # from `make_algorithm`
     batches,    # DomainBatches
@@ -286,10 +286,10 @@ def learn(
         stream.close()
         save_model(folder, algorithm.model, config)
 
-# %% ../nbs/23_cli.ipynb #0029
+# %% ../nbs/23_cli.ipynb #0030
 EXAM = 7_000_000  # seed of every scene that is used for scoring
 
-# %% ../nbs/23_cli.ipynb #0030
+# %% ../nbs/23_cli.ipynb #0031
 def open_target(
     name,    # style or NAME:PATH
     config,  # dict of a run
@@ -298,7 +298,7 @@ def open_target(
     "Open a domain to be scored."
     return open_domain(name, n=n, seed=EXAM, size=tuple(config.get("size", (256, 128))) if name in STYLES else None)
 
-# %% ../nbs/23_cli.ipynb #0031
+# %% ../nbs/23_cli.ipynb #0032
 def predictor(
     model,           # a `MemoryNet`
     method="pinmem", # how it was trained
@@ -309,7 +309,7 @@ def predictor(
     share = ALGORITHMS[method].statistics if statistics is None else statistics
     return lambda x: answer(model, x.to(device), share).float().cpu()
 
-# %% ../nbs/23_cli.ipynb #0032
+# %% ../nbs/23_cli.ipynb #0033
 def score(
     model,          # a `MemoryNet`
     method,         # how it was trained
@@ -325,14 +325,14 @@ def score(
     if classes == 16: results = [rescore(result, SYNTHIA16) for result in results]
     return {domain.name: result for domain, result in zip(domains, results)}
 
-# %% ../nbs/23_cli.ipynb #0033
+# %% ../nbs/23_cli.ipynb #0034
 ROWS = {name for name, preset in PRESETS.items() if "sources" in preset}  # presets that are rows of the paper
 
-# %% ../nbs/23_cli.ipynb #0034
+# %% ../nbs/23_cli.ipynb #0035
 ROWS_OF = {"aggregation": "baseline", "mldg": "MLDG", "tsmldg": "TSMLDG", "ibn-b": "IBN-Net", "robustnet": "RobustNet",
            "pinmem": "Pin the Memory"}  # what the paper calls them
 
-# %% ../nbs/23_cli.ipynb #0035
+# %% ../nbs/23_cli.ipynb #0036
 def finish(
     model,    # trained
     config,   # dict of the run
@@ -351,7 +351,7 @@ def finish(
     report_run(folder, model.eval(), config, results, exams, targets)
     print(f"the report is in {folder / 'report.html'}")
 
-# %% ../nbs/23_cli.ipynb #0036
+# %% ../nbs/23_cli.ipynb #0037
 def report_run(
     folder,   # run directory
     model,    # trained
@@ -379,7 +379,7 @@ def report_run(
     write_report(folder / "report.html", title=f"pinmem: {config['method']}, seed {config['seed']}", config=config,
                  table=results, log=log, figures=figures, notes=notes)
 
-# %% ../nbs/23_cli.ipynb #0038
+# %% ../nbs/23_cli.ipynb #0039
 def evaluate_run(
     args,  # of `pinmem evaluate`
 ):
@@ -396,7 +396,7 @@ def evaluate_run(
     elif args.beside: print(beside_published(rows, args.beside, ROWS_OF.get(config.get("method"), "Pin the Memory")))
     else: print(domain_table(rows) + "\n\n" + per_class_table(rows))
 
-# %% ../nbs/23_cli.ipynb #0040
+# %% ../nbs/23_cli.ipynb #0041
 def look_at(
     args,  # of `pinmem data`
 ):
@@ -404,7 +404,7 @@ def look_at(
     report = look(open_domain(args.dataset), args.out, args.limit or None, not (args.json or args.quiet))
     print(json.dumps(report) if args.json else describe(report))
 
-# %% ../nbs/23_cli.ipynb #0042
+# %% ../nbs/23_cli.ipynb #0043
 def find_images(
     paths,  # files and folders
 ):          # -> list of files
@@ -419,7 +419,7 @@ def find_images(
         else: found.append(path)
     return found
 
-# %% ../nbs/23_cli.ipynb #0043
+# %% ../nbs/23_cli.ipynb #0044
 @torch.no_grad()
 def predict_image(
     model,      # a `MemoryNet` in evaluation mode
@@ -436,7 +436,7 @@ def predict_image(
     weights = out["w"][0].float().cpu() if out.get("w") is not None else None
     return logits[0].argmax(0).byte().cpu().numpy(), weights
 
-# %% ../nbs/23_cli.ipynb #0044
+# %% ../nbs/23_cli.ipynb #0045
 def write_image(
     path,   # PNG file
     array,  # (H, W) or (H, W, 3) uint8
@@ -444,7 +444,7 @@ def write_image(
     "Write a PNG in one piece."
     with whole_file(path) as part: Image.fromarray(array).save(part, "PNG")
 
-# %% ../nbs/23_cli.ipynb #0045
+# %% ../nbs/23_cli.ipynb #0046
 def predict(
     args,  # of `pinmem predict`
 ):
@@ -468,7 +468,7 @@ def predict(
         if args.memory: write_memory_maps(folder / f"{file.stem}_memory.png", image, weights)
     print(f"{len(files)} picture(s) in {folder}: NAME_mask.png holds class numbers, NAME_overlay.png colours")
 
-# %% ../nbs/23_cli.ipynb #0046
+# %% ../nbs/23_cli.ipynb #0047
 def write_memory_maps(
     path,     # PNG file
     image,    # (H, W, 3) uint8
@@ -482,7 +482,7 @@ def write_memory_maps(
     figure = memory_weight_maps(image, weights)
     with whole_file(path) as part: part.write_bytes(png_bytes(figure))
 
-# %% ../nbs/23_cli.ipynb #0048
+# %% ../nbs/23_cli.ipynb #0049
 def scenes(
     args,  # of `pinmem scenes`
 ):
@@ -498,7 +498,7 @@ def scenes(
         write_image(folder / "labels" / f"{i:05d}.png", mask)
     print(f"{args.n} scenes in {folder}; use them as folder:{folder}")
 
-# %% ../nbs/23_cli.ipynb #0050
+# %% ../nbs/23_cli.ipynb #0051
 def compare_runs(
     args,  # of `pinmem compare`
 ):
@@ -510,7 +510,7 @@ def compare_runs(
     compare(args.methods.split(","), [int(seed) for seed in args.seeds.split(",")], settings, args.out, None, args.processes,
             args.retry, **common)
 
-# %% ../nbs/23_cli.ipynb #0052
+# %% ../nbs/23_cli.ipynb #0053
 def convert_run(
     args,  # of `pinmem convert`
 ):
@@ -519,7 +519,7 @@ def convert_run(
     facts = convert(args.file, args.out)
     print(f"{args.out}: {', '.join(f'{name} {value}' for name, value in facts.items() if isinstance(value, str | int))}")
 
-# %% ../nbs/23_cli.ipynb #0053
+# %% ../nbs/23_cli.ipynb #0054
 def explore_run(
     args,  # of `pinmem explore`
 ):
@@ -527,7 +527,7 @@ def explore_run(
     from pinmem.app import explore
     explore(args.run, args.port, not args.no_browser)
 
-# %% ../nbs/23_cli.ipynb #0055
+# %% ../nbs/23_cli.ipynb #0056
 def size(
     text,  # '256x128'
 ):         # -> (width, height)
@@ -538,7 +538,7 @@ def size(
         raise argparse.ArgumentTypeError(f"{text!r}: width and height must be multiples of 16, 32 or more")
     return w, h
 
-# %% ../nbs/23_cli.ipynb #0056
+# %% ../nbs/23_cli.ipynb #0057
 def fraction(
     text,  # '0.25'
 ):         # -> number
@@ -548,13 +548,13 @@ def fraction(
     if not 0 <= value <= 1: raise argparse.ArgumentTypeError(f"{text!r}: expected a number from 0 to 1")
     return value
 
-# %% ../nbs/23_cli.ipynb #0057
+# %% ../nbs/23_cli.ipynb #0058
 class Parser(argparse.ArgumentParser):
     "An argument error is one line, like every other error."
     def error(self, text):
         self.exit(2, f"pinmem: {text}; see {self.prog} --help\n")
 
-# %% ../nbs/23_cli.ipynb #0058
+# %% ../nbs/23_cli.ipynb #0059
 def add_train(
     commands,  # from add_subparsers
 ):
@@ -584,10 +584,10 @@ def add_train(
     p.add_argument("--threads", type=int, help="threads that compute; fix it to repeat a run exactly")
     p.set_defaults(call=train)
 
-# %% ../nbs/23_cli.ipynb #0059
+# %% ../nbs/23_cli.ipynb #0060
 DEFAULT_STEPS = 400
 
-# %% ../nbs/23_cli.ipynb #0060
+# %% ../nbs/23_cli.ipynb #0061
 def add_evaluate(
     commands,  # from add_subparsers
 ):
@@ -604,7 +604,7 @@ def add_evaluate(
     p.add_argument("--beside", metavar="TABLE", help="print the paper's numbers beside ours: gs-r50, g-r50, ...")
     p.set_defaults(call=evaluate_run)
 
-# %% ../nbs/23_cli.ipynb #0061
+# %% ../nbs/23_cli.ipynb #0062
 def add_pictures(
     commands,  # from add_subparsers
 ):
@@ -625,7 +625,7 @@ def add_pictures(
     p.add_argument("--json", action="store_true", help="print one JSON object")
     p.set_defaults(call=look_at)
 
-# %% ../nbs/23_cli.ipynb #0062
+# %% ../nbs/23_cli.ipynb #0063
 def add_compare(
     commands,  # from add_subparsers
 ):
@@ -646,7 +646,7 @@ def add_compare(
     p.add_argument("--out", default="runs/compare")
     p.set_defaults(call=compare_runs)
 
-# %% ../nbs/23_cli.ipynb #0063
+# %% ../nbs/23_cli.ipynb #0064
 def add_runs(
     commands,  # from add_subparsers
 ):
@@ -659,7 +659,7 @@ def add_runs(
     p.add_argument("--no-browser", action="store_true", help="print the address, do not open it")
     p.set_defaults(call=explore_run)
 
-# %% ../nbs/23_cli.ipynb #0064
+# %% ../nbs/23_cli.ipynb #0065
 def parser():  # -> ArgumentParser
     "The command line of pinmem."
     top = Parser(prog="pinmem", description="Pin the Memory: learn a class memory on some domains, read it on others.")
@@ -671,7 +671,7 @@ def parser():  # -> ArgumentParser
         if p.get_default("call") in (train, evaluate_run, predict): p.add_argument("--device", default="auto")
     return top
 
-# %% ../nbs/23_cli.ipynb #0065
+# %% ../nbs/23_cli.ipynb #0066
 def main(
     argv=None,  # list of words; None: the command line
 ):              # -> exit code: 0 fine, 2 a mistake in what was given, 130 interrupted

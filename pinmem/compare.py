@@ -9,7 +9,7 @@ __all__ = ['RUN_OPTIONS', 'COLOURS', 'Cell', 'key_of', 'plan_cell', 'make_cells'
            'class_differences', 'class_table', 'choose_setting', 'chosen_rows', 'difference_figure', 'seed_figure',
            'time_figure', 'class_figure', 'write_report', 'versions_note', 'compare']
 
-# %% ../nbs/24_compare.ipynb #0002
+# %% ../nbs/24_compare.ipynb #0003
 import hashlib, json, math, os, shutil, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ from .evaluation import interval, paired_difference
 from .scenes import SOURCES, STYLES, UNSEEN
 from .training import read_log, whole_file
 
-# %% ../nbs/24_compare.ipynb #0005
+# %% ../nbs/24_compare.ipynb #0006
 @dataclass(frozen=True)
 class Cell:
     "One training of a comparison."
@@ -41,17 +41,17 @@ class Cell:
         safe = "".join(c if c.isalnum() or c in "=.-" else "_" for c in self.setting)
         return f"{self.method}-{safe}-{self.seed}-{hashlib.sha256(self.key.encode()).hexdigest()[:8]}"
 
-# %% ../nbs/24_compare.ipynb #0006
+# %% ../nbs/24_compare.ipynb #0007
 def key_of(
     row,  # dict with method, seed and perhaps options and plan
 ):        # -> text
     "Identity of a cell: everything that decides its result."
     return json.dumps([row["method"], row["seed"], row.get("options", {}), row.get("plan")], sort_keys=True)
 
-# %% ../nbs/24_compare.ipynb #0009
+# %% ../nbs/24_compare.ipynb #0010
 RUN_OPTIONS = "preset", "sources", "targets", "steps", "minutes", "scenes", "exam", "size", "encoder", "lr"
 
-# %% ../nbs/24_compare.ipynb #0010
+# %% ../nbs/24_compare.ipynb #0011
 def plan_cell(
     method,  # key of ALGORITHMS
     setting, # its name
@@ -68,7 +68,7 @@ def plan_cell(
                          f"name two or more")
     return made
 
-# %% ../nbs/24_compare.ipynb #0011
+# %% ../nbs/24_compare.ipynb #0012
 def make_cells(
     methods,   # list of keys of ALGORITHMS
     seeds,     # list of whole numbers
@@ -93,7 +93,7 @@ def make_cells(
                              f"{cell.method!r}; leave one out")
     return cells
 
-# %% ../nbs/24_compare.ipynb #0015
+# %% ../nbs/24_compare.ipynb #0016
 def append_row(
     path,  # results.jsonl
     row,   # dict
@@ -110,7 +110,7 @@ def append_row(
         file.flush()
         os.fsync(file.fileno())
 
-# %% ../nbs/24_compare.ipynb #0016
+# %% ../nbs/24_compare.ipynb #0017
 def read_rows(
     path,  # results.jsonl; may be missing
 ):         # -> (list of rows, list of lines about what could not be read)
@@ -129,7 +129,7 @@ def read_rows(
                             f"are used, and its cell will run again")
     return list(rows.values()), problems
 
-# %% ../nbs/24_compare.ipynb #0019
+# %% ../nbs/24_compare.ipynb #0020
 def command(
     cell,           # a `Cell`
     folder,         # its run directory
@@ -144,7 +144,7 @@ def command(
     start = [sys.executable, "-c", "import sys; from pinmem.cli import main; sys.exit(main())"]
     return start + [str(word) for word in words + ["--resume"] * resume]
 
-# %% ../nbs/24_compare.ipynb #0022
+# %% ../nbs/24_compare.ipynb #0023
 def finished(
     cell,    # a `Cell`
     folder,  # its run directory
@@ -155,7 +155,7 @@ def finished(
     steps = read_log(folder / "log.csv").get("step", [])
     return bool(steps) and steps[-1] + 1 == json.loads((folder / "config.json").read_text())["steps"]
 
-# %% ../nbs/24_compare.ipynb #0023
+# %% ../nbs/24_compare.ipynb #0024
 def collect(
     folder,  # run directory of a finished cell
 ):           # -> dict: config, versions, sources, targets, miou and iou of every domain
@@ -166,11 +166,11 @@ def collect(
     return dict(config=config, **facts, miou={name: short(r["miou"]) for name, r in results.items()},
                 iou={name: {c: short(v) for c, v in r["iou"].items()} for name, r in results.items()})
 
-# %% ../nbs/24_compare.ipynb #0024
+# %% ../nbs/24_compare.ipynb #0025
 class Stopped(Exception):
     "A cell was interrupted; nothing is written about it, and the next comparison goes on with it."
 
-# %% ../nbs/24_compare.ipynb #0025
+# %% ../nbs/24_compare.ipynb #0026
 def train_cell(
     cell,    # a `Cell`
     folder,  # its run directory
@@ -194,7 +194,7 @@ def train_cell(
     cpu = round(usage.ru_utime + usage.ru_stime, 1)
     return {**collect(folder), "cpu": None if resume else cpu, "resumed": resume}
 
-# %% ../nbs/24_compare.ipynb #0027
+# %% ../nbs/24_compare.ipynb #0028
 @contextmanager
 def only_one(
     path,  # lock file
@@ -207,7 +207,7 @@ def only_one(
         except BlockingIOError: file = None
         yield file
 
-# %% ../nbs/24_compare.ipynb #0029
+# %% ../nbs/24_compare.ipynb #0030
 def work(
     cell,   # a `Cell`
     out,    # folder of the comparison
@@ -230,7 +230,7 @@ def work(
         append_row(out / "results.jsonl", row)
         return row
 
-# %% ../nbs/24_compare.ipynb #0031
+# %% ../nbs/24_compare.ipynb #0032
 def run_cells(
     cells,        # list of cells
     out,          # folder of the comparison
@@ -256,7 +256,7 @@ def run_cells(
     finally: pool.shutdown(wait=True, cancel_futures=True)
     return [{**old[c.key], "setting": c.setting} for c in cells]
 
-# %% ../nbs/24_compare.ipynb #0036
+# %% ../nbs/24_compare.ipynb #0037
 def bootstrap(
     values,        # one number per seed
     level=0.95,    # confidence
@@ -271,14 +271,14 @@ def bootstrap(
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return dict(mean=float(v.mean()), low=float(low), high=float(high), n=len(v))
 
-# %% ../nbs/24_compare.ipynb #0041
+# %% ../nbs/24_compare.ipynb #0042
 def variant(
     row,  # a row
 ):        # -> text
     "Name of a method with a setting."
     return row["method"] if row["setting"] == "default" else f"{row['method']}, {row['setting']}"
 
-# %% ../nbs/24_compare.ipynb #0042
+# %% ../nbs/24_compare.ipynb #0043
 def score_of(
     row,     # a finished row
     domain,  # name of a domain, 'unseen styles' or 'source validation'
@@ -290,7 +290,7 @@ def score_of(
     found = [row["miou"].get(name) for name in names]
     return None if not found or None in found else 100 * sum(found) / len(found)
 
-# %% ../nbs/24_compare.ipynb #0043
+# %% ../nbs/24_compare.ipynb #0044
 def scores(
     rows,    # list of rows
     name,    # a variant
@@ -300,7 +300,7 @@ def scores(
     found = {r["seed"]: score_of(r, domain) for r in rows if variant(r) == name and r["status"] == "done"}
     return {seed: v for seed, v in sorted(found.items()) if v is not None}
 
-# %% ../nbs/24_compare.ipynb #0044
+# %% ../nbs/24_compare.ipynb #0045
 def domains_of(
     rows,  # list of rows
 ):         # -> list of names: means first, then every unseen domain
@@ -309,7 +309,7 @@ def domains_of(
     unseen = dict.fromkeys(d for r in done for d in r["miou"] if d not in r["sources"])
     return ["source validation", *(["unseen styles"] if any(d in STYLES for d in unseen) else []), *unseen]
 
-# %% ../nbs/24_compare.ipynb #0047
+# %% ../nbs/24_compare.ipynb #0048
 def difference(
     ours,    # dict: seed -> per cent
     theirs,  # the same of the baseline
@@ -321,14 +321,14 @@ def difference(
     t, b = paired_difference(*pair), bootstrap(np.subtract(*pair))
     return dict(mean=t["mean"], n=len(seeds), t=(t["low"], t["high"]), bootstrap=(b["low"], b["high"]))
 
-# %% ../nbs/24_compare.ipynb #0050
+# %% ../nbs/24_compare.ipynb #0051
 def span(
     low, high,  # per cent, or None
 ):              # -> text, 16 wide
     "An interval as text."
     return f"{'–':>16}" if low is None else f"[{low:6.1f}, {high:6.1f}]"
 
-# %% ../nbs/24_compare.ipynb #0051
+# %% ../nbs/24_compare.ipynb #0052
 def missing(
     rows,  # list of rows
     name,  # a variant
@@ -340,7 +340,7 @@ def missing(
             lost.setdefault(r["status"], []).append(str(r["seed"]))
     return "".join(f"  {status.upper()}: seed {', '.join(seeds)}" for status, seeds in lost.items())
 
-# %% ../nbs/24_compare.ipynb #0052
+# %% ../nbs/24_compare.ipynb #0053
 def table_line(
     rows,      # list of rows
     name,      # a variant
@@ -357,7 +357,7 @@ def table_line(
     if gain: line += f"{gain['mean']:>+8.1f}{gain['n']:>6}  {span(*gain['bootstrap'])}  {span(*gain['t'])}"
     return line + missing(rows, name)
 
-# %% ../nbs/24_compare.ipynb #0053
+# %% ../nbs/24_compare.ipynb #0054
 def table(
     rows,           # list of rows
     baseline=None,  # a variant; default: the first
@@ -376,7 +376,7 @@ def table(
         lines += [f"{name:<{wide}}" + table_line(rows, name, domain, baseline) for name in names]
     return "\n".join(lines)
 
-# %% ../nbs/24_compare.ipynb #0056
+# %% ../nbs/24_compare.ipynb #0057
 def time_table(
     rows,  # list of rows
 ):         # -> text
@@ -391,7 +391,7 @@ def time_table(
         lines.append(f"{name:<{wide}}{text[0]:>9}{text[1]:>13}{text[2]:>15}")
     return "\n".join(lines)
 
-# %% ../nbs/24_compare.ipynb #0059
+# %% ../nbs/24_compare.ipynb #0060
 def class_differences(
     rows,      # list of rows
     name,      # a variant
@@ -406,7 +406,7 @@ def class_differences(
     found = {c: difference(of(name, c), of(baseline, c)) for c in classes}
     return {c: d for c, d in found.items() if d}
 
-# %% ../nbs/24_compare.ipynb #0060
+# %% ../nbs/24_compare.ipynb #0061
 def class_table(
     rows,      # list of rows
     name,      # a variant
@@ -420,7 +420,7 @@ def class_table(
         lines.append(f"  {c:<16}{d['mean']:>+7.1f}  {span(*d['bootstrap'])}  {span(*d['t'])}  {d['n']} seeds")
     return "\n".join(lines)
 
-# %% ../nbs/24_compare.ipynb #0063
+# %% ../nbs/24_compare.ipynb #0064
 def choose_setting(
     rows,                          # list of rows
     method,                        # key of ALGORITHMS
@@ -441,7 +441,7 @@ def choose_setting(
                 scores={k: round(v, 3) for k, (_, v) in found.items()},
                 chosen_on="source validation" if set(domains) <= sources else "oracle")
 
-# %% ../nbs/24_compare.ipynb #0066
+# %% ../nbs/24_compare.ipynb #0067
 def chosen_rows(
     rows,                          # list of rows with several settings
     domains=("source validation",), # names to choose on
@@ -458,10 +458,10 @@ def chosen_rows(
         kept += [{**r, "setting": label} for r in mine]
     return kept
 
-# %% ../nbs/24_compare.ipynb #0069
+# %% ../nbs/24_compare.ipynb #0070
 COLOURS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999", "#000000"
 
-# %% ../nbs/24_compare.ipynb #0070
+# %% ../nbs/24_compare.ipynb #0071
 def difference_figure(
     rows,           # list of rows
     baseline=None,  # a variant; default: the first
@@ -488,7 +488,7 @@ def difference_figure(
     if others: ax.legend(fontsize=8)
     return fig
 
-# %% ../nbs/24_compare.ipynb #0073
+# %% ../nbs/24_compare.ipynb #0074
 def seed_figure(
     rows,                    # list of rows
     domain="unseen styles",  # see `score_of`
@@ -508,7 +508,7 @@ def seed_figure(
     ax.set(ylabel="mIoU, %", title=f"{domain}: each line is one seed", xlim=(-.4, len(names) - .6))
     return fig
 
-# %% ../nbs/24_compare.ipynb #0076
+# %% ../nbs/24_compare.ipynb #0077
 def time_figure(
     rows,                    # list of rows
     domain="unseen styles",  # see `score_of`
@@ -525,7 +525,7 @@ def time_figure(
     if ax.lines: ax.legend(fontsize=8)
     return fig
 
-# %% ../nbs/24_compare.ipynb #0077
+# %% ../nbs/24_compare.ipynb #0078
 def class_figure(
     rows,      # list of rows
     name,      # a variant
@@ -545,7 +545,7 @@ def class_figure(
     ax.axvline(0, color="k", lw=.8); ax.title.set_fontsize(10)
     return fig
 
-# %% ../nbs/24_compare.ipynb #0081
+# %% ../nbs/24_compare.ipynb #0082
 def write_report(
     rows,      # list of rows
     out,       # folder
@@ -572,7 +572,7 @@ def write_report(
         with whole_file(out / f"{name}.png") as part: fig.savefig(part, format="png")
     return text
 
-# %% ../nbs/24_compare.ipynb #0082
+# %% ../nbs/24_compare.ipynb #0083
 def versions_note(
     rows,  # list of rows
 ):         # -> one line, empty when all cells come from the same versions
@@ -580,7 +580,7 @@ def versions_note(
     found = {json.dumps(r["versions"], sort_keys=True) for r in rows if r.get("versions")}
     return "" if len(found) < 2 else f"note: cells of {len(found)} sets of versions, see results.jsonl"
 
-# %% ../nbs/24_compare.ipynb #0083
+# %% ../nbs/24_compare.ipynb #0084
 def compare(
     methods,             # list of keys of ALGORITHMS, the baseline first
     seeds,               # list of whole numbers

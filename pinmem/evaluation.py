@@ -7,7 +7,7 @@ __all__ = ['TABLE1', 'MIOU', 'TARGETS', 'resize_logits', 'predict_padded', 'wind
            'shrink', 'classes_at', 'summary', 'evaluate', 'rescore', 'percent', 'mean_miou', 'domain_table',
            'per_class_table', 'published', 'beside_published', 'interval', 'paired_difference']
 
-# %% ../nbs/22_evaluation.ipynb #0002
+# %% ../nbs/22_evaluation.ipynb #0003
 import math
 import numpy as np, torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from .data import to_tensor
 from .labels import CLASSES
 from .metrics import confusion, iou, merge_confusion, miou
 
-# %% ../nbs/22_evaluation.ipynb #0010
+# %% ../nbs/22_evaluation.ipynb #0011
 def resize_logits(
     logits,  # (B, N, h, w)
     size,    # (H, W) wanted
@@ -26,7 +26,7 @@ def resize_logits(
     if tuple(logits.shape[-2:]) == tuple(size): return logits
     return F.interpolate(logits, size=tuple(size), mode='bilinear', align_corners=False)
 
-# %% ../nbs/22_evaluation.ipynb #0012
+# %% ../nbs/22_evaluation.ipynb #0013
 def predict_padded(
     predict,     # x (1, 3, H, W) -> logits (1, N, h, w)
     x,           # (1, 3, H, W)
@@ -37,7 +37,7 @@ def predict_padded(
     padded = F.pad(x, (0, -w % multiple, 0, -h % multiple))
     return resize_logits(predict(padded), padded.shape[-2:])[..., :h, :w]
 
-# %% ../nbs/22_evaluation.ipynb #0015
+# %% ../nbs/22_evaluation.ipynb #0016
 def window_starts(
     length,  # side of the image
     window,  # side of the window
@@ -46,7 +46,7 @@ def window_starts(
     if length <= window: return [0]
     return [*range(0, length - window, math.ceil(window * 2 / 3)), length - window]
 
-# %% ../nbs/22_evaluation.ipynb #0017
+# %% ../nbs/22_evaluation.ipynb #0018
 def predict_sliding(
     predict,     # x (1, 3, H, W) -> logits (1, N, h, w)
     x,           # (1, 3, H, W)
@@ -64,7 +64,7 @@ def predict_sliding(
             count[top:top + h, left:left + w] += 1
     return total / count
 
-# %% ../nbs/22_evaluation.ipynb #0022
+# %% ../nbs/22_evaluation.ipynb #0023
 @torch.no_grad()
 def predict_logits(
     predict,      # x (1, 3, H, W) -> logits (1, N, h, w)
@@ -79,7 +79,7 @@ def predict_logits(
     if not flip: return one(x)
     return (one(x) + one(x.flip(-1)).flip(-1)) / 2
 
-# %% ../nbs/22_evaluation.ipynb #0025
+# %% ../nbs/22_evaluation.ipynb #0026
 def shrink(
     x,       # (1, 3, H, W)
     height,  # pixels, or None
@@ -90,7 +90,7 @@ def shrink(
     size = height, max(1, round(w * height / h))
     return F.interpolate(x, size=size, mode='bilinear', align_corners=False, antialias=True)
 
-# %% ../nbs/22_evaluation.ipynb #0027
+# %% ../nbs/22_evaluation.ipynb #0028
 def classes_at(
     logits,  # (1, N, h, w)
     size,    # (H, W) of the label
@@ -105,7 +105,7 @@ def classes_at(
         best = torch.maximum(best, plane)
     return winner
 
-# %% ../nbs/22_evaluation.ipynb #0030
+# %% ../nbs/22_evaluation.ipynb #0031
 def summary(
     conf,    # (19, 19) confusion over train ids
     name,    # name of the domain
@@ -119,7 +119,7 @@ def summary(
                 pixels=int(merged.sum()), confusion=conf.tolist(),
                 iou={g: number(v) for g, v in zip(labels.names, iou(merged))})
 
-# %% ../nbs/22_evaluation.ipynb #0032
+# %% ../nbs/22_evaluation.ipynb #0033
 def evaluate(
     predict,        # x (1, 3, H, W) -> logits (1, 19, h, w)
     domain,         # any domain
@@ -141,7 +141,7 @@ def evaluate(
         total += confusion(classes_at(logits, y.shape).cpu(), y)
     return summary(total, domain.name, domain.labels, len(picks))
 
-# %% ../nbs/22_evaluation.ipynb #0046
+# %% ../nbs/22_evaluation.ipynb #0047
 def rescore(
     result,  # result of `evaluate`
     labels,  # LabelSet, such as SYNTHIA16
@@ -149,7 +149,7 @@ def rescore(
     "Score the stored confusion matrix with another set of classes."
     return summary(torch.tensor(result['confusion']), result['name'], labels, result['images'])
 
-# %% ../nbs/22_evaluation.ipynb #0049
+# %% ../nbs/22_evaluation.ipynb #0050
 def percent(
     v,        # fraction, or None
     width=7,  # columns
@@ -157,7 +157,7 @@ def percent(
     "A fraction as per cent with one digit; a dash for a number that does not exist."
     return f'{"–" if v is None else format(100 * v, ".1f"):>{width}}'
 
-# %% ../nbs/22_evaluation.ipynb #0050
+# %% ../nbs/22_evaluation.ipynb #0051
 def mean_miou(
     results,  # list of results of `evaluate`
 ):            # mean mIoU over domains, None if there is none
@@ -165,17 +165,20 @@ def mean_miou(
     scores = [r['miou'] for r in results if r['miou'] is not None]
     return sum(scores) / len(scores) if scores else None
 
-# %% ../nbs/22_evaluation.ipynb #0051
+# %% ../nbs/22_evaluation.ipynb #0052
 def domain_table(
     results,  # list of results of `evaluate`
-):            # text: one line a domain, last line the mean
-    "mIoU of each domain and their mean."
-    width = max(len('domain'), *(len(r['name']) for r in results))
+):            # text: one line a domain, then a mean for each set of classes that several domains share
+    "mIoU of each domain, and the mean of those that are scored with the same classes."
+    width, groups = max(len('domain'), *(len(r['name']) for r in results)), {}
+    for r in results: groups.setdefault(r['labels'], []).append(r)
     lines = [f'{"domain":<{width}}   mIoU  images  labels']
     lines += [f'{r["name"]:<{width}}{percent(r["miou"])}{r["images"]:>8}  {r["labels"]}' for r in results]
-    return '\n'.join([*lines, f'{"mean":<{width}}{percent(mean_miou(results))}'])
+    lines += [f'{"mean":<{width}}{percent(mean_miou(group))}{sum(r["images"] for r in group):>8}  {labels}'
+              for labels, group in groups.items() if len(group) > 1]
+    return '\n'.join(lines)
 
-# %% ../nbs/22_evaluation.ipynb #0052
+# %% ../nbs/22_evaluation.ipynb #0053
 def per_class_table(
     results,  # list of results of `evaluate`
 ):            # text: one line a class, one column a domain
@@ -189,7 +192,7 @@ def per_class_table(
         *(row(g, [percent(r['iou'].get(g), w) for r, w in zip(results, widths)]) for g in names),
         row('mIoU', [percent(r['miou'], w) for r, w in zip(results, widths)])])
 
-# %% ../nbs/22_evaluation.ipynb #0055
+# %% ../nbs/22_evaluation.ipynb #0056
 TABLE1 = """
 cityscapes
 baseline (a)|35.46 72.7 36.4 64.9 11.9 2.8 31 37.7 20 84.9 14 71.9 65.3 9.9 84.7 11.6 25.4 0 10.6 18.1
@@ -214,7 +217,7 @@ MLDG|35.6 69.4 36 58.6 19.4 16.8 37.6 31.3 28.8 76.7 36.9 81.6 43.4 15.5 59.1 21
 Pin the Memory|42.7 78 40.8 71.1 14.6 27 34.2 40.7 50.3 77.1 26.2 90 63.1 24 81.6 30.5 15.5 5.3 18.7 22.7
 """
 
-# %% ../nbs/22_evaluation.ipynb #0057
+# %% ../nbs/22_evaluation.ipynb #0058
 MIOU = {
     'gsi-r50': {'baseline': (52.51, 47.47, 54.7), 'IBN-Net': (54.39, 48.91, 56.06),
                 'RobustNet': (54.7, 49.0, 56.9), 'MLDG': (54.76, 48.52, 55.94),
@@ -231,10 +234,10 @@ MIOU = {
                 'Pin the Memory': (49.4, 45.5, None)},
 }
 
-# %% ../nbs/22_evaluation.ipynb #0058
+# %% ../nbs/22_evaluation.ipynb #0059
 TARGETS = 'cityscapes', 'bdd100k', 'mapillary'
 
-# %% ../nbs/22_evaluation.ipynb #0059
+# %% ../nbs/22_evaluation.ipynb #0060
 def published(
     protocol,  # 'gs-r50', 'gsi-r50', 'g-r50', 'g-r101', 'g-fcn8s' or 'gs-r101': sources and network
     target,    # one of TARGETS
@@ -250,7 +253,7 @@ def published(
     numbers = {method: [float(v) / 100 for v in text.split()] for method, text in lines}
     return {method: dict(miou=v[0], iou=dict(zip(CLASSES, v[1:]))) for method, v in numbers.items()}
 
-# %% ../nbs/22_evaluation.ipynb #0063
+# %% ../nbs/22_evaluation.ipynb #0064
 def beside_published(
     results,                  # list of results of `evaluate`; 'cityscapes/val' is held against 'cityscapes'
     protocol='gs-r50',        # which table, as for `published`
@@ -272,7 +275,7 @@ def beside_published(
     first = max(map(len, names))
     return '\n'.join([f'paper: {method}, {protocol}', *(f'{head:<{first}}{text}' for head, text in rows)])
 
-# %% ../nbs/22_evaluation.ipynb #0076
+# %% ../nbs/22_evaluation.ipynb #0077
 def interval(
     values,     # one number per seed
     level=.95,  # confidence
@@ -285,7 +288,7 @@ def interval(
     half = float(student.ppf((1 + level) / 2, n - 1) * v.std(ddof=1) / math.sqrt(n))
     return dict(mean=mean, low=mean - half, high=mean + half, n=n)
 
-# %% ../nbs/22_evaluation.ipynb #0081
+# %% ../nbs/22_evaluation.ipynb #0082
 def paired_difference(
     ours,       # one number per seed
     theirs,     # the other method's numbers, same seeds in the same order

@@ -6,26 +6,26 @@
 __all__ = ['CLASSES', 'IGNORE', 'COLOURS', 'CODES', 'FULL', 'CAMVID11', 'SYNTHIA16', 'IDDLITE7', 'colourise', 'spans', 'fitting',
            'recode', 'LabelSet']
 
-# %% ../nbs/00_labels.ipynb #0002
+# %% ../nbs/00_labels.ipynb #0003
 from dataclasses import dataclass
 import numpy as np
 
-# %% ../nbs/00_labels.ipynb #0005
+# %% ../nbs/00_labels.ipynb #0006
 CLASSES = ['road', 'sidewalk', 'building', 'wall', 'fence', 'pole', 'traffic light', 'traffic sign',
            'vegetation', 'terrain', 'sky', 'person', 'rider', 'car', 'truck', 'bus', 'train',
            'motorcycle', 'bicycle']
 
-# %% ../nbs/00_labels.ipynb #0006
+# %% ../nbs/00_labels.ipynb #0007
 IGNORE = 255
 
-# %% ../nbs/00_labels.ipynb #0007
+# %% ../nbs/00_labels.ipynb #0008
 COLOURS = np.array([
     (128, 64, 128), (244, 35, 232), (70, 70, 70), (102, 102, 156), (190, 153, 153), (153, 153, 153),
     (250, 170, 30), (220, 220, 0), (107, 142, 35), (152, 251, 152), (70, 130, 180), (220, 20, 60),
     (255, 0, 0), (0, 0, 142), (0, 0, 70), (0, 60, 100), (0, 80, 100), (0, 0, 230), (119, 11, 32),
 ], dtype=np.uint8)
 
-# %% ../nbs/00_labels.ipynb #0010
+# %% ../nbs/00_labels.ipynb #0011
 def colourise(
     mask,  # (H, W) integer array of train ids, 255 = ignore
 ):         # (H, W, 3) uint8 picture
@@ -34,7 +34,7 @@ def colourise(
     palette[:len(COLOURS)] = COLOURS
     return palette[np.asarray(mask).astype(np.uint8)]  # (H, W, 3)
 
-# %% ../nbs/00_labels.ipynb #0014
+# %% ../nbs/00_labels.ipynb #0015
 CODES = {
     'train': {**{n: n for n in range(19)}, IGNORE: IGNORE},
     'cityscapes': {**{n: IGNORE for n in range(34)},
@@ -43,7 +43,7 @@ CODES = {
     'camvid': {0: 10, 1: 2, 2: 5, 3: 0, 4: 1, 5: 8, 6: 7, 7: 4, 8: 13, 9: 11, 10: 18, 11: IGNORE},
 }
 
-# %% ../nbs/00_labels.ipynb #0016
+# %% ../nbs/00_labels.ipynb #0017
 CODES['gtav'] = {**CODES['cityscapes'], 34: IGNORE}
 CODES['synthia'] = {0: IGNORE, 1: 10, 2: 2, 3: 0, 4: 1, 5: 4, 6: 8, 7: 5, 8: 13, 9: 7, 10: 11, 11: 18, 12: 17,
                     13: IGNORE, 14: IGNORE, 15: 6, 16: 9, 17: 12, 18: 14, 19: 15, 20: 16, 21: 3, 22: IGNORE}
@@ -52,7 +52,7 @@ CODES['mapillary'] = {**{n: IGNORE for n in range(66)},
                       29: 9, 27: 10, 19: 11, 20: 12, 21: 12, 22: 12, 55: 13, 61: 14, 54: 15, 58: 16, 57: 17,
                       52: 18}
 
-# %% ../nbs/00_labels.ipynb #0018
+# %% ../nbs/00_labels.ipynb #0019
 CODES['idd-ids'] = {**{n: IGNORE for n in range(40)},
                     0: 0, 3: 1, 5: 9, 6: 11, 8: 12, 9: 17, 10: 18, 12: 13, 13: 14, 14: 15, 17: 16, 20: 3, 21: 4,
                     24: 7, 25: 6, 26: 5, 29: 2, 32: 8, 33: 10}
@@ -61,7 +61,7 @@ CODES['idd'] = {**{n: IGNORE for n in (*range(26), IGNORE)},
                 20: 5, 22: 2, 24: 8, 25: 10}
 CODES['idd-lite'] = {0: 0, 1: 1, 2: 11, 3: 13, 4: 5, 5: 2, 6: 10, IGNORE: IGNORE}
 
-# %% ../nbs/00_labels.ipynb #0023
+# %% ../nbs/00_labels.ipynb #0024
 def spans(
     codes,  # integers
 ):          # text such as '0-33, 255'
@@ -72,14 +72,14 @@ def spans(
         else: runs.append([c, c])
     return ', '.join(f'{a}-{b}' if a < b else f'{a}' for a, b in runs)
 
-# %% ../nbs/00_labels.ipynb #0024
+# %% ../nbs/00_labels.ipynb #0025
 def fitting(
     found,  # values that occur in labels
 ):          # list of names in CODES whose table knows all of them
     "Which codes may these labels be written in?"
     return [name for name, codes in CODES.items() if all(int(v) in codes for v in found)]
 
-# %% ../nbs/00_labels.ipynb #0026
+# %% ../nbs/00_labels.ipynb #0027
 def recode(
     label,  # (H, W) integer array of a dataset's own codes
     codes,  # dict code -> train id, an entry of CODES
@@ -96,7 +96,7 @@ def recode(
     table[found] = [codes[int(v)] for v in found]
     return table[label]  # (H, W)
 
-# %% ../nbs/00_labels.ipynb #0033
+# %% ../nbs/00_labels.ipynb #0034
 @dataclass(frozen=True)
 class LabelSet:
     "What a dataset can score: group name -> the train ids that count as that group."
@@ -115,18 +115,18 @@ class LabelSet:
         for g, ids in enumerate(self.groups.values()): table[list(ids)] = g
         return table
 
-# %% ../nbs/00_labels.ipynb #0036
+# %% ../nbs/00_labels.ipynb #0037
 FULL = LabelSet('19 classes', {name: (n,) for n, name in enumerate(CLASSES)})
 
-# %% ../nbs/00_labels.ipynb #0037
+# %% ../nbs/00_labels.ipynb #0038
 CAMVID11 = LabelSet('CamVid, 11 classes', {
     'sky': (10,), 'building': (2,), 'pole': (5,), 'road': (0,), 'pavement': (1,), 'tree': (8,),
     'sign': (6, 7), 'fence': (4,), 'car': (13, 14, 15), 'pedestrian': (11,), 'bicyclist': (12, 18)})
 
-# %% ../nbs/00_labels.ipynb #0039
+# %% ../nbs/00_labels.ipynb #0040
 SYNTHIA16 = LabelSet('16 classes', {name: (n,) for n, name in enumerate(CLASSES) if n not in (9, 14, 16)})
 
-# %% ../nbs/00_labels.ipynb #0040
+# %% ../nbs/00_labels.ipynb #0041
 IDDLITE7 = LabelSet('IDD-lite, 7 super-classes', {
     'drivable': (0,), 'non-drivable': (1, 9), 'living things': (11, 12), 'vehicles': (13, 14, 15, 16, 17, 18),
     'roadside objects': (3, 4, 5, 6, 7), 'far objects': (2, 8), 'sky': (10,)})

@@ -6,12 +6,12 @@
 __all__ = ['seg_loss', 'aux_loss', 'class_weights', 'cohesion_loss', 'divergence_terms', 'divergence_loss', 'read_loss',
            'update_loss']
 
-# %% ../nbs/13_losses.ipynb #0002
+# %% ../nbs/13_losses.ipynb #0003
 import torch
 import torch.nn.functional as F
 from .labels import IGNORE
 
-# %% ../nbs/13_losses.ipynb #0005
+# %% ../nbs/13_losses.ipynb #0006
 def seg_loss(
     logits: torch.Tensor, # (B, N, H, W)
     y: torch.Tensor,      # (B, H, W) train ids, 255 = ignore
@@ -25,7 +25,7 @@ def seg_loss(
     total = F.cross_entropy(logits, y, weight, ignore_index=IGNORE, reduction='sum')
     return total / (y != IGNORE).sum().clamp_min(1)
 
-# %% ../nbs/13_losses.ipynb #0010
+# %% ../nbs/13_losses.ipynb #0011
 def aux_loss(
     logits: torch.Tensor, # (B, N, h', w') of the auxiliary head
     y: torch.Tensor,      # (B, H, W) train ids, 255 = ignore
@@ -35,7 +35,7 @@ def aux_loss(
     small = F.interpolate(y[:, None].float(), logits.shape[-2:], mode='nearest')[:, 0]  # (B, h', w')
     return seg_loss(logits, small.long(), weight)
 
-# %% ../nbs/13_losses.ipynb #0013
+# %% ../nbs/13_losses.ipynb #0014
 def class_weights(
     count: torch.Tensor, # (N,) labelled pixels of each class in the sources
     gamma: float = .5,   # 0: all pixels count the same; 1: all classes count the same
@@ -45,7 +45,7 @@ def class_weights(
     v = torch.where(p > 0, p, 1) ** -gamma
     return (v / (p * v).sum()).where(p > 0, 1).float()
 
-# %% ../nbs/13_losses.ipynb #0018
+# %% ../nbs/13_losses.ipynb #0019
 def cohesion_loss(
     s: torch.Tensor,        # (B, N, h, w) cosines
     y: torch.Tensor,        # at='features': y1h (B, N, h, w) soft; at='labels': y (B, H, W) train ids
@@ -64,7 +64,7 @@ def cohesion_loss(
     mass = y1h.sum()                                                  # labelled pixels, fractions count
     return -(y1h * torch.log_softmax(s / tau, 1)).sum() / torch.where(mass > 0, mass, 1)
 
-# %% ../nbs/13_losses.ipynb #0032
+# %% ../nbs/13_losses.ipynb #0033
 def divergence_terms(
     mem_hat: torch.Tensor,   # (N, C) new memory, unit rows
     classifier,              # G: (N, C) -> (N, N) logits
@@ -77,7 +77,7 @@ def divergence_terms(
     pairs = 2 * (mem_hat @ mem_hat.T).relu().triu(1).sum()            # each unordered pair counts twice
     return cls, 2 * pairs / (n * (n - 1))
 
-# %% ../nbs/13_losses.ipynb #0033
+# %% ../nbs/13_losses.ipynb #0034
 def divergence_loss(
     mem_hat: torch.Tensor,   # (N, C) new memory, unit rows
     classifier,              # G: (N, C) -> (N, N) logits
@@ -86,7 +86,7 @@ def divergence_loss(
     "Eq 7: L_div, the sum of both terms."
     return sum(divergence_terms(mem_hat, classifier, reduction))
 
-# %% ../nbs/13_losses.ipynb #0041
+# %% ../nbs/13_losses.ipynb #0042
 def read_loss(
     logits: torch.Tensor,        # (B, N, H, W)
     y: torch.Tensor,             # (B, H, W) train ids, 255 = ignore
@@ -110,7 +110,7 @@ def read_loss(
         loss = loss + lam_aux * terms['loss_aux']
     return loss, terms
 
-# %% ../nbs/13_losses.ipynb #0042
+# %% ../nbs/13_losses.ipynb #0043
 def update_loss(
     mem_hat: torch.Tensor,   # (N, C) new memory, unit rows
     classifier,              # G: (N, C) -> (N, N) logits

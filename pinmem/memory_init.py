@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['normalise', 'one_hot', 'class_sums', 'init_memory']
 
-# %% ../nbs/10_memory_init.ipynb #0002
+# %% ../nbs/10_memory_init.ipynb #0003
 import torch
 import torch.nn.functional as F
 from .labels import IGNORE
 
-# %% ../nbs/10_memory_init.ipynb #0010
+# %% ../nbs/10_memory_init.ipynb #0011
 def normalise(
     f: torch.Tensor,    # any shape, for a feature map (B, C, h, w)
     dim: int = 1,       # the dimension that holds the channels
@@ -19,7 +19,7 @@ def normalise(
     "Divide every vector by its Euclidean length."
     return f / f.square().sum(dim, keepdim=True).clamp_min(eps ** 2).sqrt()
 
-# %% ../nbs/10_memory_init.ipynb #0014
+# %% ../nbs/10_memory_init.ipynb #0015
 def one_hot(
     y: torch.Tensor,            # (B, H, W) integer train ids, 255 = ignore
     n: int,                     # N, number of classes
@@ -36,7 +36,7 @@ def one_hot(
     full = (y[:, None] == torch.arange(n, device=y.device)[:, None, None]).to(dtype)  # (B, N, H, W)
     return F.interpolate(full, tuple(size), mode=mode, align_corners=True if mode == 'bilinear' else None)
 
-# %% ../nbs/10_memory_init.ipynb #0023
+# %% ../nbs/10_memory_init.ipynb #0024
 def class_sums(
     f: torch.Tensor,   # (B, C, h, w) features
     y1h: torch.Tensor, # (B, N, h, w) soft labels
@@ -45,7 +45,7 @@ def class_sums(
     y1h = y1h.to(f.dtype)
     return torch.einsum('bnhw,bchw->nc', y1h, f), y1h.sum((0, 2, 3))
 
-# %% ../nbs/10_memory_init.ipynb #0026
+# %% ../nbs/10_memory_init.ipynb #0027
 @torch.no_grad()
 def init_memory(
     pairs, # iterable of (f (B, C, h, w) any length, y1h (B, N, h, w)), one pass over the source images

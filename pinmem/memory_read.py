@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['cosines', 'gumbel_noise', 'read_weights', 'read', 'Fusion', 'read_facts', 'centre']
 
-# %% ../nbs/12_memory_read.ipynb #0002
+# %% ../nbs/12_memory_read.ipynb #0003
 import math
 import torch
 from torch import nn
 from .memory_init import normalise
 
-# %% ../nbs/12_memory_read.ipynb #0010
+# %% ../nbs/12_memory_read.ipynb #0011
 def cosines(
     f: torch.Tensor,   # (B, C, h, w) features of any length
     mem: torch.Tensor, # (N, C) memory, unit rows
@@ -19,7 +19,7 @@ def cosines(
     "The cosine of every pixel with every row: the exponent of Eq 4."
     return torch.einsum('nc,bchw->bnhw', mem, normalise(f))
 
-# %% ../nbs/12_memory_read.ipynb #0012
+# %% ../nbs/12_memory_read.ipynb #0013
 def gumbel_noise(
     shape: tuple,                       # (B, N, h, w)
     generator: torch.Generator = None,  # fixes the draw
@@ -29,7 +29,7 @@ def gumbel_noise(
     "Minus the logarithm of exponential numbers: what Gumbel-softmax adds to the cosines."
     return -torch.empty(shape, dtype=dtype, device=device).exponential_(generator=generator).log()
 
-# %% ../nbs/12_memory_read.ipynb #0013
+# %% ../nbs/12_memory_read.ipynb #0014
 def read_weights(
     s: torch.Tensor,             # (B, N, h, w) cosines
     tau: float = 1.,             # temperature; the paper has none, that is 1
@@ -38,7 +38,7 @@ def read_weights(
     "Eq 4: softmax over the classes of cosine / tau."
     return torch.softmax((s if noise is None else s + noise) / tau, dim=1)
 
-# %% ../nbs/12_memory_read.ipynb #0016
+# %% ../nbs/12_memory_read.ipynb #0017
 def read(
     f: torch.Tensor,             # (B, C, h, w) features of any length
     mem: torch.Tensor,           # (N, C) memory, unit rows
@@ -50,7 +50,7 @@ def read(
     w = read_weights(s, tau, noise)
     return torch.cat([q, torch.einsum('nc,bnhw->bchw', mem, w)], 1), s, w
 
-# %% ../nbs/12_memory_read.ipynb #0023
+# %% ../nbs/12_memory_read.ipynb #0024
 class Fusion(nn.Module):
     "Eq 5: a 1x1 convolution from [q ; read] back to C channels. It belongs to the decoder D."
     def __init__(
@@ -65,7 +65,7 @@ class Fusion(nn.Module):
     def forward(self, qm):                                            # (B, 2C, h, w)
         return torch.relu(self.bn(self.conv(qm)))                     # (B, C, h, w)
 
-# %% ../nbs/12_memory_read.ipynb #0042
+# %% ../nbs/12_memory_read.ipynb #0043
 def read_facts(
     w: torch.Tensor,    # (B, N, h, w) memory weights
     mem: torch.Tensor,  # (N, C) the rows they belong to
@@ -75,7 +75,7 @@ def read_facts(
     entropy = -torch.xlogy(w, w).sum(1).mean() / math.log(n)
     return dict(entropy=entropy, largest=w.amax(1).mean(), rows=((rows @ rows.T).sum() - n) / (n * (n - 1)))
 
-# %% ../nbs/12_memory_read.ipynb #0045
+# %% ../nbs/12_memory_read.ipynb #0046
 def centre(
     f: torch.Tensor,   # (B, C, h, w) features of any length
     mem: torch.Tensor, # (N, C) memory, unit rows

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['class_means', 'update', 'Updater']
 
-# %% ../nbs/11_memory_update.ipynb #0002
+# %% ../nbs/11_memory_update.ipynb #0003
 import torch
 from torch import nn
 from .memory_init import normalise, class_sums
 
-# %% ../nbs/11_memory_update.ipynb #0010
+# %% ../nbs/11_memory_update.ipynb #0011
 def class_means(
     z: torch.Tensor,   # (B, C, h, w) output of U
     y1h: torch.Tensor, # (B, N, h, w) soft labels
@@ -19,7 +19,7 @@ def class_means(
     sums, k = class_sums(z, y1h)                                      # (N, C), (N,)
     return sums / torch.where(k > 0, k, 1)[:, None], k
 
-# %% ../nbs/11_memory_update.ipynb #0015
+# %% ../nbs/11_memory_update.ipynb #0016
 def update(
     mem: torch.Tensor,        # (N, C) old memory
     z_cls: torch.Tensor,      # (N, C) class means of this batch
@@ -32,7 +32,7 @@ def update(
     mem_hat = torch.where((k > 0)[:, None], mixed, mem)
     return normalise(mem_hat) if renormalise else mem_hat
 
-# %% ../nbs/11_memory_update.ipynb #0035
+# %% ../nbs/11_memory_update.ipynb #0036
 class Updater(nn.Module):
     "The network U: one 1x1 convolution with a residual connection, unit vectors out."
     def __init__(

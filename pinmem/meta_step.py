@@ -6,7 +6,7 @@
 __all__ = ['part', 'call', 'scratch', 'read_pass', 'features', 'write_pass', 'meta_train', 'prime_memory', 'gradients',
            'outer_gradients', 'combine', 'MetaStep', 'detached', 'meta_gradients', 'write_memory']
 
-# %% ../nbs/15_meta_step.ipynb #0002
+# %% ../nbs/15_meta_step.ipynb #0003
 from dataclasses import dataclass
 import torch
 from torch.func import functional_call
@@ -14,7 +14,7 @@ from .losses import read_loss, update_loss
 from .memory_read import read_facts
 from .memory_update import class_means, update
 
-# %% ../nbs/15_meta_step.ipynb #0013
+# %% ../nbs/15_meta_step.ipynb #0014
 def part(
     tensors, # dict: name -> tensor
     prefix,  # name of a child module
@@ -22,7 +22,7 @@ def part(
     "The entries of one child module."
     return {name[len(prefix) + 1:]: t for name, t in tensors.items() if name.startswith(prefix + ".")}
 
-# %% ../nbs/15_meta_step.ipynb #0014
+# %% ../nbs/15_meta_step.ipynb #0015
 def call(
     module,  # an nn.Module
     tensors, # its parameters and buffers by name; missing ones are the module's own
@@ -32,14 +32,14 @@ def call(
     "Run a module with other tensors in place of its own."
     return functional_call(module, tensors, args, kwargs)
 
-# %% ../nbs/15_meta_step.ipynb #0017
+# %% ../nbs/15_meta_step.ipynb #0018
 def scratch(
     buffers, # dict: name -> running statistics
 ):           # -> copies that a pass may move without consequence
     "Copies of the running statistics."
     return {name: t.clone() for name, t in buffers.items()}
 
-# %% ../nbs/15_meta_step.ipynb #0019
+# %% ../nbs/15_meta_step.ipynb #0020
 def read_pass(
     model,       # `MemoryNet`
     params,      # dict: name -> tensor
@@ -57,7 +57,7 @@ def read_pass(
     if out["w"] is not None: terms |= read_facts(out["w"], model.mem if mem is None else mem)
     return loss, terms, out
 
-# %% ../nbs/15_meta_step.ipynb #0020
+# %% ../nbs/15_meta_step.ipynb #0021
 def features(
     model,   # `MemoryNet`
     params,  # dict: name -> tensor; only E's are used
@@ -67,7 +67,7 @@ def features(
     "E alone."
     return call(model.encoder, {**part(params, "encoder"), **part(buffers, "encoder")}, x)[0]
 
-# %% ../nbs/15_meta_step.ipynb #0021
+# %% ../nbs/15_meta_step.ipynb #0022
 def write_pass(
     model,        # `MemoryNet`
     params,       # dict: name -> tensor; only U's are used
@@ -80,7 +80,7 @@ def write_pass(
     z = call(model.updater, {**part(params, "updater"), **part(buffers, "updater")}, f)  # (B, C, h, w)
     return update(mem, *class_means(z, model.labels(y, f)), momentum)
 
-# %% ../nbs/15_meta_step.ipynb #0022
+# %% ../nbs/15_meta_step.ipynb #0023
 def meta_train(
     model, params, buffers, # network, Θ, running statistics (moved by this pass)
     mem, x, y,              # 𝓜 or None, X_mtr and its labels
@@ -96,7 +96,7 @@ def meta_train(
     loss_update, more = update_loss(mem_hat, g, lam2, reduction)
     return loss + loss_update, {**terms, **more}, mem_hat
 
-# %% ../nbs/15_meta_step.ipynb #0024
+# %% ../nbs/15_meta_step.ipynb #0025
 def prime_memory(
     model,         # `MemoryNet`
     params,        # Θ', name -> tensor
@@ -114,7 +114,7 @@ def prime_memory(
     with torch.set_grad_enabled(source != "prime_frozen_eu"):
         return write_pass(model, params, scratch(buffers), mem, f, y, momentum)
 
-# %% ../nbs/15_meta_step.ipynb #0026
+# %% ../nbs/15_meta_step.ipynb #0027
 def gradients(
     loss,               # scalar
     params,             # dict: name -> tensor
@@ -125,7 +125,7 @@ def gradients(
                                  materialize_grads=True)
     return dict(zip(params, values))
 
-# %% ../nbs/15_meta_step.ipynb #0028
+# %% ../nbs/15_meta_step.ipynb #0029
 def outer_gradients(
     loss,         # loss of the meta-test
     params,       # Θ, name -> tensor
@@ -138,7 +138,7 @@ def outer_gradients(
     change = dict(second=(g2 - g1).norm() / g1.norm().clamp_min(1e-30), second_cosine=torch.cosine_similarity(g1, g2, 0))
     return outer, change
 
-# %% ../nbs/15_meta_step.ipynb #0030
+# %% ../nbs/15_meta_step.ipynb #0031
 def combine(
     inner,     # name -> gradient of the meta-train loss
     outer,     # name -> gradient of the meta-test loss
@@ -150,7 +150,7 @@ def combine(
         raise ValueError(f"objective is {objective!r}; expected 'outer' or 'sum'; pass one of these")
     return {name: (inner if name.startswith("classifier.") else outer)[name] for name in inner}
 
-# %% ../nbs/15_meta_step.ipynb #0031
+# %% ../nbs/15_meta_step.ipynb #0032
 @dataclass
 class MetaStep:
     "What one iteration of Algorithm 1 hands to the optimiser and to the log."
@@ -162,14 +162,14 @@ class MetaStep:
     mem_prime: torch.Tensor # (N, C) M', read by the meta-test; None without memory
     buffers: dict         # name -> running statistics moved once, by X_mtr
 
-# %% ../nbs/15_meta_step.ipynb #0033
+# %% ../nbs/15_meta_step.ipynb #0034
 def detached(
     tensors, # dict: name -> tensor or None
 ):           # -> the same without their graphs
     "Values only."
     return {name: None if t is None else t.detach() for name, t in tensors.items()}
 
-# %% ../nbs/15_meta_step.ipynb #0034
+# %% ../nbs/15_meta_step.ipynb #0035
 def meta_gradients(
     model,                  # `MemoryNet` in training mode
     params, buffers,        # Θ and running statistics: dicts of named_parameters() and named_buffers()
@@ -200,7 +200,7 @@ def meta_gradients(
     inner, losses, mems = detached(inner), detached(losses), detached(dict(hat=mem_hat, prime=mem_prime))
     return MetaStep(combine(inner, outer, objective), inner, outer, losses, mems["hat"], mems["prime"], moved)
 
-# %% ../nbs/15_meta_step.ipynb #0036
+# %% ../nbs/15_meta_step.ipynb #0037
 @torch.no_grad()
 def write_memory(
     model,        # `MemoryNet` after the optimiser's step, Θ*

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['confusion', 'iou', 'miou', 'merge_confusion']
 
-# %% ../nbs/03_metrics.ipynb #0002
+# %% ../nbs/03_metrics.ipynb #0003
 import torch
 from .labels import FULL, IGNORE
 
-# %% ../nbs/03_metrics.ipynb #0011
+# %% ../nbs/03_metrics.ipynb #0012
 def confusion(
     pred,  # (...) integer tensor of predicted classes, 0 to n-1
     y,     # (...) integer tensor of true classes, 0 to n-1, or 255 = ignore
@@ -27,7 +27,7 @@ def confusion(
                              'translate the codes of the labels with recode')
     return torch.bincount(t * n + p, minlength=n * n).view(n, n)  # (N, N)
 
-# %% ../nbs/03_metrics.ipynb #0018
+# %% ../nbs/03_metrics.ipynb #0019
 def iou(
     conf,  # (N, N) confusion, rows truth; or (N, N+1) with a last column 'other'
 ):         # (N,) float64, nan where a class is absent from truth and prediction
@@ -37,14 +37,14 @@ def iou(
     union = conf.sum(1) + conf[:, :n].sum(0) - tp  # (N,): row + column - corner counted twice
     return torch.where(union > 0, tp / union.double(), torch.nan)
 
-# %% ../nbs/03_metrics.ipynb #0019
+# %% ../nbs/03_metrics.ipynb #0020
 def miou(
     conf,  # confusion as for `iou`
 ):         # float; nan when nothing could be scored
     "Mean IoU over the classes that occur in truth or prediction."
     return float(iou(conf).nanmean())
 
-# %% ../nbs/03_metrics.ipynb #0030
+# %% ../nbs/03_metrics.ipynb #0031
 def merge_confusion(
     conf,         # (19, 19) confusion over train ids
     labels=FULL,  # LabelSet with G groups

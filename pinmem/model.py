@@ -6,7 +6,7 @@
 __all__ = ['STRIDES', 'LIGHT', 'DEEPLAB', 'OFFICIAL', 'lower', 'Encoder', 'Parts', 'Pinned', 'MemoryNet', 'skips_of',
            'build_head', 'sizes_of', 'assemble', 'build_model', 'official_names']
 
-# %% ../nbs/14_model.ipynb #0002
+# %% ../nbs/14_model.ipynb #0003
 from contextlib import nullcontext
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ from .memory_init import normalise, one_hot
 from .memory_read import Fusion, centre, gumbel_noise, read
 from .memory_update import Updater, class_means, update
 
-# %% ../nbs/14_model.ipynb #0005
+# %% ../nbs/14_model.ipynb #0006
 def lower(
     x,          # tensor, whose device computes
     precision,  # 'float32' or 'bf16'
@@ -25,7 +25,7 @@ def lower(
     if precision == "float32": return nullcontext()
     return torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False)
 
-# %% ../nbs/14_model.ipynb #0006
+# %% ../nbs/14_model.ipynb #0007
 class Encoder(nn.Module):
     "E: backbone and context head; returns f and the finer maps."
     precision = "float32"  # of the computation, not of weights and results
@@ -44,7 +44,7 @@ class Encoder(nn.Module):
             f = self.context(maps[-1])
         return f.to(x.dtype), maps                                    # f (B, C, h, w), list
 
-# %% ../nbs/14_model.ipynb #0008
+# %% ../nbs/14_model.ipynb #0009
 class Parts(nn.Module):
     "What the network consists of: E, U, D, G, the memory, and how they are set."
     precision = "float32"  # in which D computes, like E's
@@ -73,7 +73,7 @@ class Parts(nn.Module):
         self.frozen_stats, self.class_weight = frozen_stats, None     # (N,) of L_seg, or none
         self.register_buffer("mem", mem)
 
-# %% ../nbs/14_model.ipynb #0010
+# %% ../nbs/14_model.ipynb #0011
 class Pinned(Parts):
     "The two directions of the memory: written from features, read by features."
     def train(self, mode=True):
@@ -98,7 +98,7 @@ class Pinned(Parts):
         with lower(f, self.precision): r = self.decoder.fusion(qm)
         return r, s, w                                                # (B, C, h, w), (B, N, h, w) twice
 
-# %% ../nbs/14_model.ipynb #0012
+# %% ../nbs/14_model.ipynb #0013
 class MemoryNet(Pinned):
     "E, U, D, G and the memory: a segmentation network that can write and read class vectors."
     def forward(
@@ -118,10 +118,10 @@ class MemoryNet(Pinned):
             aux = self.aux(maps[-2]).to(x.dtype) if self.aux is not None else None    # (B, N, h', w')
         return dict(logits=logits, f=f, r=r, s=s, w=w, aux=aux)
 
-# %% ../nbs/14_model.ipynb #0014
+# %% ../nbs/14_model.ipynb #0015
 STRIDES = {"deeplabv3plus": 16, "deeplabv2": 8, "fcn8s": 32}  # heads, and the output stride each is usually built for
 
-# %% ../nbs/14_model.ipynb #0015
+# %% ../nbs/14_model.ipynb #0016
 def skips_of(
     head,    # key of STRIDES
     strides, # of the backbone's maps, fine to coarse
@@ -131,7 +131,7 @@ def skips_of(
     if head == "fcn8s": return len(strides) - 3, len(strides) - 2
     return ()
 
-# %% ../nbs/14_model.ipynb #0017
+# %% ../nbs/14_model.ipynb #0018
 def build_head(
     head,                          # key of STRIDES
     last, finer,                   # channels of the last map, and list: of the maps that D is given
@@ -145,15 +145,15 @@ def build_head(
     if head == "deeplabv2": return ASPPSum(last, channels, rates), DeepLabV2(channels, n, width, fusion)
     return conv_bn_relu(last, channels, 3), FCN8s(channels, finer, n, fusion)
 
-# %% ../nbs/14_model.ipynb #0019
+# %% ../nbs/14_model.ipynb #0020
 LIGHT = dict(channels=128, rates=(2, 4, 6), context_width=64, fine=32, width=64, pool_norm=False,
              aux=False)
 
-# %% ../nbs/14_model.ipynb #0020
+# %% ../nbs/14_model.ipynb #0021
 DEEPLAB = dict(channels=256, rates=(6, 12, 18), context_width=256, fine=48, width=256, pool_norm=True,
                aux=True)
 
-# %% ../nbs/14_model.ipynb #0021
+# %% ../nbs/14_model.ipynb #0022
 def sizes_of(
     encoder, # timm backbone
     head,    # key of STRIDES
@@ -163,7 +163,7 @@ def sizes_of(
     if head == "deeplabv2": sizes["rates"] += (sizes["rates"][0] + sizes["rates"][-1],)
     return sizes
 
-# %% ../nbs/14_model.ipynb #0023
+# %% ../nbs/14_model.ipynb #0024
 def assemble(
     encoder, weights, memory, n, output_stride, head, early_stride, # as in `build_model`
     tau, read, updater, fusion, label_mode, coh_at, aux_dropout, frozen_stats,
@@ -181,7 +181,7 @@ def assemble(
     return quicken(MemoryNet(Encoder(backbone, context), decoder, **parts, aux=auxiliary, tau=tau, read=read,
                              label_mode=label_mode, coh_at=coh_at, skips=skips, frozen_stats=frozen_stats))
 
-# %% ../nbs/14_model.ipynb #0024
+# %% ../nbs/14_model.ipynb #0025
 def build_model(
     encoder="tf_efficientnet_lite0", # timm backbone
     weights="imagenet",   # of the backbone: 'imagenet', None or a path
@@ -212,7 +212,7 @@ def build_model(
     model.config = config
     return model
 
-# %% ../nbs/14_model.ipynb #0051
+# %% ../nbs/14_model.ipynb #0052
 OFFICIAL = {
     "layer0.0": "encoder.backbone.conv1", "layer0.1": "encoder.backbone.bn1",
     **{f"layer{i}": f"encoder.backbone.layer{i}" for i in (1, 2, 3, 4)},
@@ -224,7 +224,7 @@ OFFICIAL = {
     "memory.writenet.writefeat.1": "updater.bn", "memory.clsfier": "classifier",
 }
 
-# %% ../nbs/14_model.ipynb #0052
+# %% ../nbs/14_model.ipynb #0053
 def official_names(
     model, # a `MemoryNet` on a ResNet
 ):         # -> dict: name in the authors' checkpoints (without 'module.') -> name here

@@ -7,7 +7,7 @@ __all__ = ['NORMS', 'photometric_copy', 'stages', 'instance_norm', 'HalfNorm', '
            'build_network', 'covariance', 'pair_variance', 'variance_groups', 'whitening_loss', 'outputs_of',
            'instance_norms', 'sensitivity', 'target_statistics']
 
-# %% ../nbs/18_normalisation.ipynb #0002
+# %% ../nbs/18_normalisation.ipynb #0003
 from contextlib import contextmanager
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from .data import PHOTOMETRIC, photometric, to_image, to_tensor
 from .encoders import quicken
 from .model import build_model
 
-# %% ../nbs/18_normalisation.ipynb #0009
+# %% ../nbs/18_normalisation.ipynb #0010
 def photometric_copy(
     x,    # (B, 3, H, W) normalised images
     rng,  # numpy Generator
@@ -27,7 +27,7 @@ def photometric_copy(
     one = lambda image: to_tensor(photometric(to_image(image), rng, **change), np.zeros((1, 1), np.uint8))[0]
     return torch.stack([one(image) for image in x]).to(x)
 
-# %% ../nbs/18_normalisation.ipynb #0016
+# %% ../nbs/18_normalisation.ipynb #0017
 def stages(
     backbone,  # from `build_backbone`
 ):             # -> three lists of residual blocks, at strides 4, 8 and 16
@@ -39,7 +39,7 @@ def stages(
     raise ValueError(f"norm: no place for instance norm is defined in a {type(backbone).__name__}; expected "
                      f"a ResNet or an EfficientNet; choose such an encoder or another method")
 
-# %% ../nbs/18_normalisation.ipynb #0018
+# %% ../nbs/18_normalisation.ipynb #0019
 def instance_norm(
     bn,           # the pretrained BatchNorm it replaces
     affine=True,  # with the scale and shift of `bn`; False: bare
@@ -51,7 +51,7 @@ def instance_norm(
     if affine: norm.load_state_dict({"weight": bn.weight[:n], "bias": bn.bias[:n]})
     return norm
 
-# %% ../nbs/18_normalisation.ipynb #0019
+# %% ../nbs/18_normalisation.ipynb #0020
 class HalfNorm(nn.Module):
     "IBN-a: the first half of the channels normalised in each image alone, the second half as before."
     def __init__(
@@ -70,7 +70,7 @@ class HalfNorm(nn.Module):
         x = torch.cat([self.instance(x[:, :self.n]), self.batch(x[:, self.n:])], 1)
         return self.act(x)
 
-# %% ../nbs/18_normalisation.ipynb #0021
+# %% ../nbs/18_normalisation.ipynb #0022
 def add_ibn_a(
     model,  # a `MemoryNet`; changed in place
 ):          # -> the same model
@@ -78,7 +78,7 @@ def add_ibn_a(
     for block in sum(stages(model.encoder.backbone), []): block.bn1 = HalfNorm(block.bn1)
     return model
 
-# %% ../nbs/18_normalisation.ipynb #0023
+# %% ../nbs/18_normalisation.ipynb #0024
 def norm_after_sum(
     backbone,  # from `build_backbone`; changed in place
     k,         # 0: stage 1, 1: stage 2
@@ -93,7 +93,7 @@ def norm_after_sum(
         act = "act3" if hasattr(last, "act3") else "act2"
         setattr(last, act, nn.Sequential(norm, getattr(last, act)))
 
-# %% ../nbs/18_normalisation.ipynb #0024
+# %% ../nbs/18_normalisation.ipynb #0025
 def add_instance_norm(
     model,        # a `MemoryNet`; changed in place
     affine=True,  # True: IBN-b; False: the bare norm of RobustNet
@@ -107,14 +107,14 @@ def add_instance_norm(
     backbone.bn1 = nn.Sequential(instance_norm(backbone.bn1, affine), act)
     return model
 
-# %% ../nbs/18_normalisation.ipynb #0026
+# %% ../nbs/18_normalisation.ipynb #0027
 NORMS = {
     "ibn-a": add_ibn_a,
     "ibn-b": add_instance_norm,
     "isw": lambda model: add_instance_norm(model, affine=False),
 }
 
-# %% ../nbs/18_normalisation.ipynb #0027
+# %% ../nbs/18_normalisation.ipynb #0028
 def build_network(
     norm=None,   # None, 'ibn-a', 'ibn-b' or 'isw'
     **keywords,  # of `build_model`
@@ -126,7 +126,7 @@ def build_network(
     if norm is not None: NORMS[norm](model).config["norm"] = norm
     return model
 
-# %% ../nbs/18_normalisation.ipynb #0034
+# %% ../nbs/18_normalisation.ipynb #0035
 def covariance(
     f,  # (B, C, h, w) standardised features
 ):      # -> (B, C, C)
@@ -134,7 +134,7 @@ def covariance(
     v = f.flatten(2)                                                  # (B, C, hw)
     return v @ v.mT / v.shape[-1]
 
-# %% ../nbs/18_normalisation.ipynb #0037
+# %% ../nbs/18_normalisation.ipynb #0038
 def pair_variance(
     cov,       # (B, C, C) of the images
     cov_copy,  # (B, C, C) of their photometric copies
@@ -142,7 +142,7 @@ def pair_variance(
     "Variance of each covariance between an image and its copy, mean over images."
     return ((cov - cov_copy) / 2).square().mean(0)
 
-# %% ../nbs/18_normalisation.ipynb #0040
+# %% ../nbs/18_normalisation.ipynb #0041
 def variance_groups(
     variance,    # (C, C)
     clusters=3,  # number of groups
@@ -158,7 +158,7 @@ def variance_groups(
     groups[i, j] = torch.from_numpy(rank[found.labels_]).long()
     return groups.to(variance.device)
 
-# %% ../nbs/18_normalisation.ipynb #0043
+# %% ../nbs/18_normalisation.ipynb #0044
 def whitening_loss(
     cov,   # (B, C, C)
     mask,  # (C, C) bool: sensitive entries
@@ -166,7 +166,7 @@ def whitening_loss(
     "Mean absolute covariance over the sensitive entries."
     return (cov.abs() * mask).sum((1, 2)).mean() / mask.sum().clamp_min(1)
 
-# %% ../nbs/18_normalisation.ipynb #0046
+# %% ../nbs/18_normalisation.ipynb #0047
 @contextmanager
 def outputs_of(
     modules,  # list of modules
@@ -178,7 +178,7 @@ def outputs_of(
     finally:
         for hook in hooks: hook.remove()
 
-# %% ../nbs/18_normalisation.ipynb #0047
+# %% ../nbs/18_normalisation.ipynb #0048
 def instance_norms(
     model,  # a network
 ):          # -> list of its instance norms, from fine to coarse
@@ -189,7 +189,7 @@ def instance_norms(
                          "build_network('isw', memory=False)")
     return norms
 
-# %% ../nbs/18_normalisation.ipynb #0048
+# %% ../nbs/18_normalisation.ipynb #0049
 @torch.no_grad()
 def sensitivity(
     model,  # a network with norm='isw'
@@ -204,7 +204,7 @@ def sensitivity(
     model.train(training)
     return [pair_variance(covariance(a), covariance(b)) for a, b in zip(seen[:len(norms)], seen[len(norms):])]
 
-# %% ../nbs/18_normalisation.ipynb #0059
+# %% ../nbs/18_normalisation.ipynb #0060
 @contextmanager
 def target_statistics(
     model,     # a network in evaluation mode; its state is the same afterwards

@@ -8,7 +8,7 @@ __all__ = ['METHOD_COLOURS', 'SMALL', 'RIGHT', 'WRONG', 'UNSCORED', 'SCALES', 'N
            'qualitative_grid', 'stretch_pixels', 'weight_norms', 'memory_weight_maps', 'weight_bar',
            'memory_similarity', 'smooth', 'loss_curves', 'class_bars', 'LivePlot']
 
-# %% ../nbs/30_plots.ipynb #0002
+# %% ../nbs/30_plots.ipynb #0003
 import math
 import matplotlib.pyplot as plt
 import numpy as np
@@ -16,17 +16,17 @@ from matplotlib.colors import Normalize
 from matplotlib.patches import Patch
 from .labels import CLASSES, COLOURS, IGNORE, colourise
 
-# %% ../nbs/30_plots.ipynb #0005
+# %% ../nbs/30_plots.ipynb #0006
 METHOD_COLOURS = ['#0072B2', '#E69F00', '#009E73', '#CC79A7', '#56B4E9', '#D55E00', '#999999', '#F0E442']
 
-# %% ../nbs/30_plots.ipynb #0010
+# %% ../nbs/30_plots.ipynb #0011
 def to_numpy(
     v,  # tensor on any device, array or list
 ):      # numpy array
     "A numpy copy of whatever holds numbers."
     return v.detach().cpu().float().numpy() if hasattr(v, 'detach') else np.asarray(v)
 
-# %% ../nbs/30_plots.ipynb #0013
+# %% ../nbs/30_plots.ipynb #0014
 def show(
     ax,        # matplotlib Axes
     image,     # (H, W, 3) uint8, or (H, W) numbers
@@ -39,7 +39,7 @@ def show(
     ax.set_title(title, fontsize=9, pad=3)
     return ax.imshow(to_numpy(image), **{'interpolation': 'nearest', **kwargs})
 
-# %% ../nbs/30_plots.ipynb #0016
+# %% ../nbs/30_plots.ipynb #0017
 def overlay(
     image,     # (H, W, 3) uint8
     mask,      # (H, W) train ids, 255 = ignore
@@ -53,17 +53,17 @@ def overlay(
     mixed = (1 - alpha) * image + alpha * colourise(mask)
     return np.where((mask == IGNORE)[..., None], image, mixed.round()).astype(np.uint8)
 
-# %% ../nbs/30_plots.ipynb #0018
+# %% ../nbs/30_plots.ipynb #0019
 def patches(
     ids,  # train ids
 ):        # list of one coloured patch each, for a legend
     "The entries of a legend of classes."
     return [Patch(facecolor=COLOURS[n] / 255, edgecolor='0.3', linewidth=.5, label=CLASSES[n]) for n in ids]
 
-# %% ../nbs/30_plots.ipynb #0019
+# %% ../nbs/30_plots.ipynb #0020
 SMALL = dict(fontsize=8, frameon=False, handlelength=1, handleheight=1, columnspacing=1.2)
 
-# %% ../nbs/30_plots.ipynb #0020
+# %% ../nbs/30_plots.ipynb #0021
 def legend(
     ax,         # matplotlib Axes that gets the legend
     ids=None,   # train ids to name; default: all 19
@@ -73,7 +73,7 @@ def legend(
     ax.legend(handles=patches(range(len(CLASSES)) if ids is None else ids), **{**SMALL, **kwargs})
     return ax
 
-# %% ../nbs/30_plots.ipynb #0021
+# %% ../nbs/30_plots.ipynb #0022
 def present(
     *masks,  # arrays of train ids
 ):           # sorted list of the train ids that occur
@@ -81,7 +81,7 @@ def present(
     found = np.concatenate([np.unique(to_numpy(m)) for m in masks]).astype(int)
     return sorted(set(found.tolist()) - {IGNORE})
 
-# %% ../nbs/30_plots.ipynb #0023
+# %% ../nbs/30_plots.ipynb #0024
 def legend_below(
     fig,   # Figure with a constrained layout
     ids,   # train ids to name
@@ -90,7 +90,7 @@ def legend_below(
     fig.legend(handles=patches(ids), loc='outside lower center', ncol=max(1, min(10, len(ids))), **SMALL)
     return fig
 
-# %% ../nbs/30_plots.ipynb #0024
+# %% ../nbs/30_plots.ipynb #0025
 def show_pair(
     image,     # (H, W, 3) uint8
     mask,      # (H, W) train ids
@@ -104,10 +104,10 @@ def show_pair(
                                  (title or 'image', 'mask', 'both')): show(ax, picture, text)
     return legend_below(fig, present(mask))
 
-# %% ../nbs/30_plots.ipynb #0028
+# %% ../nbs/30_plots.ipynb #0029
 RIGHT, WRONG, UNSCORED = (232, 232, 226), (213, 94, 0), (120, 120, 120)
 
-# %% ../nbs/30_plots.ipynb #0029
+# %% ../nbs/30_plots.ipynb #0030
 def error_map(
     truth,       # (H, W) train ids
     prediction,  # (H, W) train ids
@@ -117,7 +117,7 @@ def error_map(
     kind = np.where(truth == IGNORE, 2, truth != prediction)
     return np.array([RIGHT, WRONG, UNSCORED], np.uint8)[kind.astype(int)]
 
-# %% ../nbs/30_plots.ipynb #0031
+# %% ../nbs/30_plots.ipynb #0032
 def accuracy(
     truth,       # (H, W) train ids
     prediction,  # (H, W) train ids
@@ -126,7 +126,7 @@ def accuracy(
     scored = to_numpy(truth) != IGNORE
     return float((to_numpy(truth) == to_numpy(prediction))[scored].mean()) if scored.any() else math.nan
 
-# %% ../nbs/30_plots.ipynb #0034
+# %% ../nbs/30_plots.ipynb #0035
 def qualitative_row(
     axes,           # one Axes a picture: image, truth, then one (or two, with errors) a method
     image,          # (H, W, 3) uint8
@@ -144,7 +144,7 @@ def qualitative_row(
         show(ax, cell); ax.set_xlabel(text, fontsize=8, labelpad=2)
     return axes
 
-# %% ../nbs/30_plots.ipynb #0035
+# %% ../nbs/30_plots.ipynb #0036
 def qualitative_grid(
     images,         # list of (H, W, 3) uint8
     truths,         # list of (H, W) train ids
@@ -164,7 +164,7 @@ def qualitative_grid(
     for ax, head in zip(axes[0], heads): ax.set_title(head, fontsize=9, pad=3)
     return legend_below(fig, present(*truths, *(p for ps in predictions.values() for p in ps)))
 
-# %% ../nbs/30_plots.ipynb #0040
+# %% ../nbs/30_plots.ipynb #0041
 def stretch_pixels(
     w,  # (N, h, w) memory weights
 ):      # (N, h, w): at each pixel 0 for the least row, 1 for the first; 0 where all are equal
@@ -172,11 +172,11 @@ def stretch_pixels(
     low, span = w.min(0), np.ptp(w, axis=0)
     return (w - low) / np.where(span > 0, span, 1)
 
-# %% ../nbs/30_plots.ipynb #0042
+# %% ../nbs/30_plots.ipynb #0043
 SCALES = {'shared': 'one scale for all', 'each': 'each map from its own min (dark) to its own max (bright)',
           'pixel': "stretched at every pixel: least row 0, first row 1 (authors' plots)"}
 
-# %% ../nbs/30_plots.ipynb #0043
+# %% ../nbs/30_plots.ipynb #0044
 def weight_norms(
     w,               # (N, h, w) memory weights of one image
     scale='shared',  # 'shared': from 0 to the largest weight; 'each': each map min to max; 'pixel': 0 to 1
@@ -188,7 +188,7 @@ def weight_norms(
     raise ValueError(f"memory_weight_maps: scale is {scale!r}; expected {', '.join(map(repr, SCALES))}; "
                      'pass one of these')
 
-# %% ../nbs/30_plots.ipynb #0044
+# %% ../nbs/30_plots.ipynb #0045
 def memory_weight_maps(
     image,           # (H, W, 3) uint8
     w,               # (N, h, w) memory weights of that image, they sum to 1 over N
@@ -212,7 +212,7 @@ def memory_weight_maps(
     fig.suptitle(rf'memory weights $\mathcal{{W}}$, {SCALES[scale]}', fontsize=10)
     return fig
 
-# %% ../nbs/30_plots.ipynb #0045
+# %% ../nbs/30_plots.ipynb #0046
 def weight_bar(
     fig,    # Figure
     drawn,  # AxesImage whose scale is shown
@@ -226,7 +226,7 @@ def weight_bar(
     bar.ax.text(-.25, 1 / n, f'1/{n}', fontsize=7, ha='right', va='center')
     return fig
 
-# %% ../nbs/30_plots.ipynb #0054
+# %% ../nbs/30_plots.ipynb #0055
 def memory_similarity(
     mem,            # (N, C) memory rows of any length but zero
     names=CLASSES,  # N names
@@ -249,7 +249,7 @@ def memory_similarity(
     ax.figure.colorbar(drawn, ax=ax, shrink=.8).ax.tick_params(labelsize=8)
     return ax
 
-# %% ../nbs/30_plots.ipynb #0059
+# %% ../nbs/30_plots.ipynb #0060
 def smooth(
     values,  # (T,) numbers
     window,  # odd number of steps
@@ -258,10 +258,10 @@ def smooth(
     values, ones = np.asarray(values, float), np.ones(min(window, len(values)))
     return np.convolve(values, ones, 'same') / np.convolve(np.ones(len(values)), ones, 'same')
 
-# %% ../nbs/30_plots.ipynb #0061
+# %% ../nbs/30_plots.ipynb #0062
 NOT_LOSSES = ('step', 'lr', 'rate', 'seconds', 'time')
 
-# %% ../nbs/30_plots.ipynb #0062
+# %% ../nbs/30_plots.ipynb #0063
 def loss_curves(
     log,        # dict: name -> list of numbers, one a step; 'step' gives the x axis
     names=None, # which to draw; default: all but step, rate and time
@@ -286,7 +286,7 @@ def loss_curves(
         if k >= len(names) - cols: ax.set_xlabel('step', fontsize=8)
     return fig
 
-# %% ../nbs/30_plots.ipynb #0067
+# %% ../nbs/30_plots.ipynb #0068
 def class_bars(
     ious,           # dict: method -> (N,) IoU as fractions; nan or None = class absent
     names=CLASSES,  # N names
@@ -309,7 +309,7 @@ def class_bars(
     ax.legend(fontsize=8, frameon=False, ncol=4, loc='lower left', bbox_to_anchor=(0, 1))
     return ax
 
-# %% ../nbs/30_plots.ipynb #0072
+# %% ../nbs/30_plots.ipynb #0073
 class LivePlot:
     "A picture that is redrawn in place while a run goes on; give it to `fit` as `watch`."
 

@@ -7,7 +7,7 @@ __all__ = ['CSS', 'Picture', 'png_bytes', 'figure_html', 'table_html', 'mean_row
            'look', 'richest', 'in_words_of', 'compare_picture', 'grid_picture', 'memory_pictures', 'embedding_picture',
            'path_picture', 'loss_picture', 'bars_picture', 'run_figures']
 
-# %% ../nbs/33_report.ipynb #0002
+# %% ../nbs/33_report.ipynb #0003
 import base64, html, io, json
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from .plots import (NOT_LOSSES, accuracy, class_bars, loss_curves, memory_simila
                           memory_weight_maps, present, qualitative_grid)
 from .training import whole_file
 
-# %% ../nbs/33_report.ipynb #0005
+# %% ../nbs/33_report.ipynb #0006
 @dataclass
 class Picture:
     "A picture of the report."
@@ -30,7 +30,7 @@ class Picture:
     alt: str           # what a reader who cannot see it must know
     caption: str = ''  # plain text under the picture
 
-# %% ../nbs/33_report.ipynb #0007
+# %% ../nbs/33_report.ipynb #0008
 def png_bytes(
     image,    # Figure, or the bytes of a PNG file
     dpi=110,  # of a Figure
@@ -42,7 +42,7 @@ def png_bytes(
     plt.close(image)
     return buffer.getvalue()
 
-# %% ../nbs/33_report.ipynb #0010
+# %% ../nbs/33_report.ipynb #0011
 def figure_html(
     title,    # heading
     picture,  # Picture
@@ -57,7 +57,7 @@ def figure_html(
             f'<img src="data:image/png;base64,{code}" alt="{html.escape(picture.alt)}"></div>'
             f'<figcaption>{html.escape(picture.caption)}</figcaption></figure>')
 
-# %% ../nbs/33_report.ipynb #0013
+# %% ../nbs/33_report.ipynb #0014
 def table_html(
     head,  # list of column titles
     rows,  # list of lists of texts; the first cell of a row is its title
@@ -70,7 +70,7 @@ def table_html(
     return (f'<div class="scroll"><table><thead><tr>{"".join(th(t, "col") for t in head)}</tr></thead>'
             f'<tbody>{body}</tbody></table></div>')
 
-# %% ../nbs/33_report.ipynb #0016
+# %% ../nbs/33_report.ipynb #0017
 def mean_rows(
     table,  # dict: domain -> result of `evaluate`
 ):          # list of rows [title, mIoU, images, classes]
@@ -81,7 +81,7 @@ def mean_rows(
     return [[f'mean of {len(group)}', percent(mean_miou(group), 0), '', len(classes)]
             for classes, group in groups.items() if len(group) > 1]
 
-# %% ../nbs/33_report.ipynb #0017
+# %% ../nbs/33_report.ipynb #0018
 def result_tables(
     table,  # dict: domain -> result of `evaluate`
 ):          # HTML: mIoU of each domain, then IoU of each class
@@ -96,7 +96,7 @@ def result_tables(
                         + [['mIoU', *(percent(r['miou'], 0) for r in results)]])
     return f'{first}<details><summary>Every class</summary>{second}</details>'
 
-# %% ../nbs/33_report.ipynb #0019
+# %% ../nbs/33_report.ipynb #0020
 def log_table(
     log,  # dict: name -> list of numbers, one a step
 ):        # HTML: each loss at the start and at the end
@@ -107,7 +107,7 @@ def log_table(
     rows = [[n, mean(log[n][:tenth]), mean(log[n][-tenth:])] for n in names]
     return table_html(['', 'first tenth', 'last tenth'], rows)
 
-# %% ../nbs/33_report.ipynb #0022
+# %% ../nbs/33_report.ipynb #0023
 CSS = '''
 :root { color-scheme: light dark; --ink: #1d2327; --soft: #5b6670; --line: #d8dde1;
   --page: #fff; --card: #f5f6f7 }
@@ -138,7 +138,7 @@ pre { overflow-x: auto; padding: 1rem; background: var(--card); border: 1px soli
 @media print { details > * { display: block } figure { break-inside: avoid } img { max-width: 100% } }
 '''
 
-# %% ../nbs/33_report.ipynb #0023
+# %% ../nbs/33_report.ipynb #0024
 def write_report(
     path,         # file to write, e.g. RUN/report.html
     *,
@@ -163,7 +163,7 @@ def write_report(
     with whole_file(path) as part: part.write_text(page, encoding='utf-8')
     return Path(path)
 
-# %% ../nbs/33_report.ipynb #0030
+# %% ../nbs/33_report.ipynb #0031
 @torch.no_grad()
 def look(
     model,  # MemoryNet in evaluation mode
@@ -177,7 +177,7 @@ def look(
     w = out.get('w')
     return dict(pred=pred, w=None if w is None else w[0].float().cpu())
 
-# %% ../nbs/33_report.ipynb #0033
+# %% ../nbs/33_report.ipynb #0034
 def richest(
     domain,    # any domain
     tries=12,  # images looked at
@@ -186,7 +186,7 @@ def richest(
     pairs = [domain[i] for i in range(min(tries, len(domain)))]
     return max(pairs, key=lambda pair: len(present(pair[1])))
 
-# %% ../nbs/33_report.ipynb #0036
+# %% ../nbs/33_report.ipynb #0037
 def in_words_of(
     mask,    # (H, W) train ids
     labels,  # LabelSet
@@ -196,7 +196,7 @@ def in_words_of(
     for ids in labels.groups.values(): first[list(ids)] = ids[0]
     return first[mask].astype(np.uint8)
 
-# %% ../nbs/33_report.ipynb #0038
+# %% ../nbs/33_report.ipynb #0039
 def compare_picture(
     models,   # dict: name of a method -> model in evaluation mode
     domains,  # list of domains, one row each
@@ -214,7 +214,7 @@ def compare_picture(
                    'Of the first images of each domain, the one with the most classes. '
                    'Orange pixels are wrong, grey pixels are not scored.')
 
-# %% ../nbs/33_report.ipynb #0039
+# %% ../nbs/33_report.ipynb #0040
 def grid_picture(
     model,    # model in evaluation mode
     domains,  # list of domains, one row each
@@ -222,7 +222,7 @@ def grid_picture(
     "The same for one model."
     return compare_picture({'prediction': model}, domains)
 
-# %% ../nbs/33_report.ipynb #0042
+# %% ../nbs/33_report.ipynb #0043
 def memory_pictures(
     model,   # MemoryNet with a memory, in evaluation mode
     domain,  # a domain it has never seen
@@ -249,7 +249,7 @@ def memory_pictures(
         f'with {s.flatten()[pair]:.2f}.',
         'Two rows with a cosine near 1 answer the same pixels.')}
 
-# %% ../nbs/33_report.ipynb #0043
+# %% ../nbs/33_report.ipynb #0044
 def embedding_picture(
     model,    # MemoryNet in evaluation mode
     domains,  # list of domains
@@ -267,7 +267,7 @@ def embedding_picture(
                    f'At most {per} cells of each class in each domain. Distances between clusters and their '
                    'sizes mean little in t-SNE; the numbers above the plots are measured in all dimensions.')
 
-# %% ../nbs/33_report.ipynb #0044
+# %% ../nbs/33_report.ipynb #0045
 def path_picture(
     steps,  # (T,) steps at which the memory was copied
     mems,   # (T, N, C) the copies, from `RecordMemory`
@@ -281,7 +281,7 @@ def path_picture(
                    'Dot: first memory. Triangle: last. The plane is the same for all steps; the title says '
                    'how much of the memories it can show.')
 
-# %% ../nbs/33_report.ipynb #0045
+# %% ../nbs/33_report.ipynb #0046
 def loss_picture(
     log,  # dict: name -> list of numbers
 ):        # Picture
@@ -292,7 +292,7 @@ def loss_picture(
     return Picture(loss_curves(log), f'Loss curves over {steps} steps. Means of the last tenth: {ends}.',
                    'Grey: every step. Blue: running mean over a twentieth of the run.')
 
-# %% ../nbs/33_report.ipynb #0046
+# %% ../nbs/33_report.ipynb #0047
 def bars_picture(
     results,  # dict: domain -> result of `evaluate`
 ):            # Picture
@@ -303,7 +303,7 @@ def bars_picture(
                    'Bars of IoU by class and domain; the numbers are in the table Every class.',
                    'A dash marks a class that does not occur in a domain or is not labelled there.')
 
-# %% ../nbs/33_report.ipynb #0047
+# %% ../nbs/33_report.ipynb #0048
 def run_figures(
     model,         # MemoryNet in evaluation mode
     sources,       # domains it was trained on

@@ -15,7 +15,7 @@ __all__ = ['SOURCES', 'UNSEEN', 'STYLES', 'ID', 'PPM', 'SHAPES', 'Place', 'Style
            'add_post', 'furnish', 'crowd', 'develop', 'sensor', 'rain_streaks', 'mirror', 'night_light', 'flare',
            'bonnet', 'draw', 'write_samples']
 
-# %% ../nbs/01_scenes.ipynb #0002
+# %% ../nbs/01_scenes.ipynb #0003
 import colorsys, functools, io, math, zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 from .labels import CLASSES, COLOURS, IGNORE, colourise
 
-# %% ../nbs/01_scenes.ipynb #0005
+# %% ../nbs/01_scenes.ipynb #0006
 @dataclass(frozen=True)
 class Place:
     "Road, houses, plants and traffic of a place. A pair is a range, a number a rate or a chance."
@@ -54,7 +54,7 @@ class Place:
     motorbikes: float = .5
     poles: float = 1.               # posts every 10 m a side
 
-# %% ../nbs/01_scenes.ipynb #0006
+# %% ../nbs/01_scenes.ipynb #0007
 @dataclass(frozen=True)
 class Style(Place):
     "A domain: a place, and the camera, light, weather, lens and sensor that see it."
@@ -77,7 +77,7 @@ class Style(Place):
     noise: tuple = (.0, 5.)         # sensor noise, grey levels
     jpeg: tuple = (55, 96)          # quality of the JPEG round trip
 
-# %% ../nbs/01_scenes.ipynb #0007
+# %% ../nbs/01_scenes.ipynb #0008
 _SOURCE = [
     Style('town'),
     Style('suburb', lanes=(1, 1), pavement=(1.5, 3.2), verge=.5, facades=('plaster', 'brick', 'wood'),
@@ -90,7 +90,7 @@ _SOURCE = [
           poles=1.3, asphalt=(60, 150), bend=.0015),
 ]
 
-# %% ../nbs/01_scenes.ipynb #0008
+# %% ../nbs/01_scenes.ipynb #0009
 _UNSEEN = [
     Style('night', night=1., sky=('night',), sun=(0., 0.), exposure=(.8, 1.2), noise=(3., 10.),
           asphalt=(50, 100), haze=(.001, .004), warm=(-.02, .12), people=8.),
@@ -111,7 +111,7 @@ SOURCES = [s.name for s in _SOURCE]
 UNSEEN = [s.name for s in _UNSEEN]
 STYLES = {s.name: s for s in _SOURCE + _UNSEEN}
 
-# %% ../nbs/01_scenes.ipynb #0012
+# %% ../nbs/01_scenes.ipynb #0013
 ID = {name: n for n, name in enumerate(CLASSES)}
 
 def hsv(
@@ -122,14 +122,14 @@ def hsv(
     "Colour from hue, saturation and value."
     return tuple(255 * c for c in colorsys.hsv_to_rgb(h % 1, min(max(s, 0), 1), min(max(v, 0), 1)))
 
-# %% ../nbs/01_scenes.ipynb #0013
+# %% ../nbs/01_scenes.ipynb #0014
 def three(
     k,  # factor, or three of them
 ):      # three factors
     "The same factor for red, green and blue, or one for each."
     return (k, k, k) if isinstance(k, (int, float)) else k.tolist() if isinstance(k, np.ndarray) else k
 
-# %% ../nbs/01_scenes.ipynb #0014
+# %% ../nbs/01_scenes.ipynb #0015
 def shade(
     colour,  # (r, g, b)
     k,       # factor, or three of them
@@ -138,7 +138,7 @@ def shade(
     (r, g, b), (x, y, z) = colour, three(k)
     return int(min(max(r * x, 0), 255)), int(min(max(g * y, 0), 255)), int(min(max(b * z, 0), 255))
 
-# %% ../nbs/01_scenes.ipynb #0015
+# %% ../nbs/01_scenes.ipynb #0016
 @functools.lru_cache(maxsize=None)
 def noise_tile(
     seed,      # number of the tile
@@ -157,7 +157,7 @@ def noise_tile(
         cells *= 2
     return np.tile((out - out.mean()) / out.std(), (2, 2))
 
-# %% ../nbs/01_scenes.ipynb #0016
+# %% ../nbs/01_scenes.ipynb #0017
 def grain(
     rng,       # random generator: where in the tile
     h, w,      # size, pixels
@@ -170,7 +170,7 @@ def grain(
     if max(h, w) <= 256: return tile[y:y + h, x:x + w]
     return tile[np.ix_((np.arange(h) + y) % 256, (np.arange(w) + x) % 256)]
 
-# %% ../nbs/01_scenes.ipynb #0020
+# %% ../nbs/01_scenes.ipynb #0021
 @dataclass(eq=False)
 class Camera:
     "A pinhole over a road."
@@ -199,7 +199,7 @@ class Camera:
         a, b, (c, t) = (x * self.cos - s * self.sin) * k, (self.eye - y) * k, self.tilt
         return c * a - t * b + self.cx, t * a + c * b + self.cy, z
 
-# %% ../nbs/01_scenes.ipynb #0021
+# %% ../nbs/01_scenes.ipynb #0022
 def project(
     cam,  # Camera
     p,    # (n, 3) points: d, y, s
@@ -208,7 +208,7 @@ def project(
     u, v, z = cam.pixel(*np.asarray(p, float).T, np.maximum)
     return np.stack([u, v], 1), z
 
-# %% ../nbs/01_scenes.ipynb #0024
+# %% ../nbs/01_scenes.ipynb #0025
 class Scene(Camera):
     "A camera over a street, and the buffers that every call draws into."
 
@@ -232,14 +232,14 @@ class Scene(Camera):
         layout(self)
         light_up(self)
 
-# %% ../nbs/01_scenes.ipynb #0025
+# %% ../nbs/01_scenes.ipynb #0026
 def flat(
     pts,  # list of (x, y)
 ):        # [x0, y0, x1, y1, ...]
     "Corners as the polygon painter takes them, kept within its range."
     return [min(max(c, -4000.), 4000.) for p in pts for c in p]
 
-# %% ../nbs/01_scenes.ipynb #0026
+# %% ../nbs/01_scenes.ipynb #0027
 def poly(
     s,       # Scene
     pts,     # (n, 2) pixels
@@ -252,7 +252,7 @@ def poly(
     xy = flat(pts)
     for pen, fill in zip(s.pens, (tuple(colour), cls, depth_code(z), emit)): pen.polygon(xy, fill)
 
-# %% ../nbs/01_scenes.ipynb #0027
+# %% ../nbs/01_scenes.ipynb #0028
 def face(
     s,       # Scene
     pts,     # (n, 3) road coordinates
@@ -264,14 +264,14 @@ def face(
     uvz = [s.pixel(*p) for p in pts]
     poly(s, [p[:2] for p in uvz], colour, cls, sum(p[2] for p in uvz) / len(uvz), emit)
 
-# %% ../nbs/01_scenes.ipynb #0028
+# %% ../nbs/01_scenes.ipynb #0029
 def depth_code(
     z,  # distance, m
 ):      # int 0..254; 255 is sky
     "Distance on a logarithmic scale in one byte."
     return int(min(max(32 * math.log2(max(z, 1)), 0), 254))
 
-# %% ../nbs/01_scenes.ipynb #0029
+# %% ../nbs/01_scenes.ipynb #0030
 def pick(
     s,        # Scene
     options,  # tuple
@@ -279,7 +279,7 @@ def pick(
     "A random choice (much faster than rng.choice)."
     return options[int(s.rng.integers(len(options)))]
 
-# %% ../nbs/01_scenes.ipynb #0030
+# %% ../nbs/01_scenes.ipynb #0031
 def layout(
     s,  # Scene
 ):
@@ -302,7 +302,7 @@ def layout(
         s.side_road = (a, a + rng.uniform(5, 9), int(rng.integers(1, 4)))
     s.end = rng.uniform(45, 160)
 
-# %% ../nbs/01_scenes.ipynb #0031
+# %% ../nbs/01_scenes.ipynb #0032
 def light_up(
     s,  # Scene
 ):
@@ -318,7 +318,7 @@ def light_up(
     s.soft = int(rng.integers(1, 3)) * s.w / 512                              # edge of shadows, pixels
     s.kerb_tone, s.gutter = rng.uniform(.85, 1.35), rng.uniform(.75, 1.05)
 
-# %% ../nbs/01_scenes.ipynb #0032
+# %% ../nbs/01_scenes.ipynb #0033
 def lit(
     s,       # Scene
     normal,  # (3,) outward normal
@@ -327,28 +327,28 @@ def lit(
     (a, b, c), (x, y, z) = normal, s.to_sun
     return s.ambient * (.72 + .28 * b) + .75 * s.sun * max(a * x + b * y + c * z, 0)
 
-# %% ../nbs/01_scenes.ipynb #0038
+# %% ../nbs/01_scenes.ipynb #0039
 def planes(
     image,  # RGB image
 ):          # (3, h, w) float32
     "One array a colour: adding and multiplying whole planes is ten times faster than triples of pixels."
     return np.asarray(image).transpose(2, 0, 1).astype(np.float32, order='C')
 
-# %% ../nbs/01_scenes.ipynb #0039
+# %% ../nbs/01_scenes.ipynb #0040
 def photo(
     planes,  # three (h, w) arrays
 ):           # RGB image
     "Clip the planes to bytes and put them together."
     return Image.merge('RGB', [Image.fromarray(p.clip(0, 255).astype(np.uint8)) for p in planes])
 
-# %% ../nbs/01_scenes.ipynb #0040
+# %% ../nbs/01_scenes.ipynb #0041
 def _rgb(
     r, g, b,  # numbers
 ):            # (3, 1, 1) float32
     "A colour that multiplies planes."
     return np.float32([r, g, b])[:, None, None]
 
-# %% ../nbs/01_scenes.ipynb #0041
+# %% ../nbs/01_scenes.ipynb #0042
 _SKIES = {'blue': ((90, 145, 220), (205, 225, 243)), 'cloudy': ((120, 160, 215), (225, 232, 240)),
           'overcast': ((165, 171, 182), (232, 234, 238)), 'white': ((236, 240, 246), (255, 255, 255)),
           'sunset': ((120, 140, 180), (255, 214, 160)), 'night': ((8, 10, 22), (38, 34, 40))}
@@ -376,7 +376,7 @@ def paint_sky(
     s.image.paste(big, (0, y0))
     if s.cy > s.h * .85: s.image.paste(big.crop((0, 0, s.w, 1)).resize((s.w, y0)), (0, 0))
 
-# %% ../nbs/01_scenes.ipynb #0043
+# %% ../nbs/01_scenes.ipynb #0044
 def ground_points(
     s,  # Scene
 ):      # first row, (h, w) d, (h, w) s, (h, w) distance
@@ -393,7 +393,7 @@ def ground_points(
     d = x * s.cos + z * s.sin - s.bend * along ** 2 / 2
     return top, d, along, z
 
-# %% ../nbs/01_scenes.ipynb #0044
+# %% ../nbs/01_scenes.ipynb #0045
 def between(
     x,     # array
     a, b,  # ends
@@ -401,7 +401,7 @@ def between(
     "Inside an open interval."
     return (x > a) & (x < b)
 
-# %% ../nbs/01_scenes.ipynb #0045
+# %% ../nbs/01_scenes.ipynb #0046
 def stripes(
     x,       # array, m
     period,  # m
@@ -410,7 +410,7 @@ def stripes(
     "The first `wide` metres of every period."
     return x - np.floor(x / period) * period < wide
 
-# %% ../nbs/01_scenes.ipynb #0046
+# %% ../nbs/01_scenes.ipynb #0047
 def ground_classes(
     s,      # Scene
     d,      # (h, w) across, m
@@ -432,7 +432,7 @@ def ground_classes(
         out = (out * ~walk + walk) * ~(between(along, a, b) & open_side)
     return out
 
-# %% ../nbs/01_scenes.ipynb #0047
+# %% ../nbs/01_scenes.ipynb #0048
 def markings(
     s,      # Scene
     d,      # (h, w) across, m
@@ -455,7 +455,7 @@ def markings(
     if s.side_road: on &= ~between(along, *s.side_road[:2])
     return (on | crossings(s, d, along)) & between(d, *s.kerb)
 
-# %% ../nbs/01_scenes.ipynb #0048
+# %% ../nbs/01_scenes.ipynb #0049
 def crossings(
     s,         # Scene
     d, along,  # (h, w) across and along, m
@@ -472,7 +472,7 @@ def crossings(
         on |= (off < .08) & between(along, b - 2, b) | (off < (b + 1.2 - along) * .35) & head
     return on
 
-# %% ../nbs/01_scenes.ipynb #0049
+# %% ../nbs/01_scenes.ipynb #0050
 def paint_ground(
     s,  # Scene
 ):
@@ -496,7 +496,7 @@ def paint_ground(
     for layer, part in ((s.image, look), (s.mask, Image.fromarray(cls)), (s.depth, Image.fromarray(code))):
         layer.paste(part, (0, top), seen)
 
-# %% ../nbs/01_scenes.ipynb #0050
+# %% ../nbs/01_scenes.ipynb #0051
 def ground_colours(
     s,  # Scene
 ):      # (3, 11) float32: red, green, blue of road, pavement, ..., terrain, markings
@@ -518,7 +518,7 @@ def ground_colours(
         out[0] = out[0] * .75 + out[9] * .25 * rng.random()
     return out.T.copy()
 
-# %% ../nbs/01_scenes.ipynb #0051
+# %% ../nbs/01_scenes.ipynb #0052
 def grain_at(
     tile,  # (512, 512) of `noise_tile`
     y, x,  # (h, w) cells, any size: the tile wraps
@@ -526,7 +526,7 @@ def grain_at(
     "Noise at given places."
     return tile.ravel().take((y.astype(np.int32) & 255) << 9 | x.astype(np.int32) & 255)
 
-# %% ../nbs/01_scenes.ipynb #0052
+# %% ../nbs/01_scenes.ipynb #0053
 def ground_texture(
     s,      # Scene
     cls,    # (h, w) train ids
@@ -556,7 +556,7 @@ def ground_texture(
         gain[between(behind, -.35, 0) & road] *= s.gutter
     return gain
 
-# %% ../nbs/01_scenes.ipynb #0053
+# %% ../nbs/01_scenes.ipynb #0054
 def repairs(
     s,      # Scene
     gain,   # (h, w) changed in place
@@ -573,7 +573,7 @@ def repairs(
         a, x = rng.uniform(4, 25), rng.uniform(*s.kerb)
         gain[((along - a) ** 2 + (d - x) ** 2 < .11) & road] *= rng.uniform(.5, .8)
 
-# %% ../nbs/01_scenes.ipynb #0054
+# %% ../nbs/01_scenes.ipynb #0055
 def shadow_layer(
     s,    # Scene
     top,  # first ground row
@@ -591,7 +591,7 @@ def shadow_layer(
         k += 2 * len(pts)
     return np.asarray(layer.filter(ImageFilter.BoxBlur(s.soft)), np.float32) / 255
 
-# %% ../nbs/01_scenes.ipynb #0055
+# %% ../nbs/01_scenes.ipynb #0056
 def cast(
     s,       # Scene
     points,  # list of (d, along): footprint, convex, m
@@ -605,7 +605,7 @@ def cast(
     far = [(d + x, a + y) for d, a in points]
     s.shadows.append((_hull(points + far), min(.25 + .35 * s.sun, .62)))
 
-# %% ../nbs/01_scenes.ipynb #0056
+# %% ../nbs/01_scenes.ipynb #0057
 def shadow_reach(
     s,       # Scene
     height,  # m
@@ -614,7 +614,7 @@ def shadow_reach(
     x, y, z = s.to_sun
     return -x / max(y, .12) * height, -z / max(y, .12) * height
 
-# %% ../nbs/01_scenes.ipynb #0057
+# %% ../nbs/01_scenes.ipynb #0058
 def _hull(
     points,  # list of (x, y)
 ):           # list of (x, y), counter-clockwise
@@ -631,7 +631,7 @@ def _hull(
         out += chain[:-1]
     return out
 
-# %% ../nbs/01_scenes.ipynb #0062
+# %% ../nbs/01_scenes.ipynb #0063
 def warp_coefficients(
     q,       # four (x, y): where the corners of the texture land, from bottom left, anticlockwise, pixels
     u0, u1,  # columns of the texture at the first and the second corner
@@ -653,7 +653,7 @@ def warp_coefficients(
     v = [h * (w - m) / row_w[2] for m, w in zip(row_v, row_w)]
     return (*u, *v, row_w[0] / row_w[2], row_w[1] / row_w[2])
 
-# %% ../nbs/01_scenes.ipynb #0063
+# %% ../nbs/01_scenes.ipynb #0064
 def screen_box(
     s,               # Scene
     x0, y0, x1, y1,  # left, top, right, bottom of a thing, pixels
@@ -661,7 +661,7 @@ def screen_box(
     "The part of the thing's bounding box that the image shows."
     return max(math.floor(x0), 0), max(math.floor(y0), 0), min(math.ceil(x1), s.w), min(math.ceil(y1), s.h)
 
-# %% ../nbs/01_scenes.ipynb #0064
+# %% ../nbs/01_scenes.ipynb #0065
 def hang(
     s,         # Scene
     texture,   # Mips of RGB or RGBA images
@@ -692,7 +692,7 @@ def hang(
     if lights: s.emit.paste(lights[level].transform(size, Image.PERSPECTIVE, co, how), (x0, y0), area)
     else: s.pens[3].polygon(flat(uv), 0)
 
-# %% ../nbs/01_scenes.ipynb #0065
+# %% ../nbs/01_scenes.ipynb #0066
 def mip_level(
     texture,  # Mips
     uv,       # four (u, v): pixels of the corners
@@ -706,7 +706,7 @@ def mip_level(
     level = min(int(math.log2(shrink) + .3), len(texture) - 1)
     return level, Image.BILINEAR if texture[level].height < .8 * tall else Image.NEAREST
 
-# %% ../nbs/01_scenes.ipynb #0066
+# %% ../nbs/01_scenes.ipynb #0067
 def _hang_depth(
     s,   # Scene
     uv,  # four (u, v), pixels
@@ -722,7 +722,7 @@ def _hang_depth(
         dist = 1 / ((1 - m) / z[0] + m / z[1])
         s.pens[2].polygon(flat((a[:2], b[:2], b[2:], a[2:])), depth_code(dist))
 
-# %% ../nbs/01_scenes.ipynb #0067
+# %% ../nbs/01_scenes.ipynb #0068
 def tinted(
     image,  # RGB or RGBA image
     tint,   # factor or three
@@ -732,7 +732,7 @@ def tinted(
     if image.mode != 'RGB': image = image.convert('RGB')
     return image.convert('RGB', (r, 0, 0, 0, 0, g, 0, 0, 0, 0, b, 0))
 
-# %% ../nbs/01_scenes.ipynb #0068
+# %% ../nbs/01_scenes.ipynb #0069
 class Mips(list):
     "A texture and its halvings; `mean` is its colour from very far away."
 
@@ -741,7 +741,7 @@ class Mips(list):
         "(r, g, b)"
         return self[-1].resize((1, 1), Image.BOX).getpixel((0, 0))
 
-# %% ../nbs/01_scenes.ipynb #0069
+# %% ../nbs/01_scenes.ipynb #0070
 def mips(
     image,  # full texture
 ):          # Mips
@@ -750,7 +750,7 @@ def mips(
     while min(out[-1].size) > 12 and len(out) < 5: out.append(out[-1].reduce(2))
     return out
 
-# %% ../nbs/01_scenes.ipynb #0072
+# %% ../nbs/01_scenes.ipynb #0073
 PPM = 14   # pixels a metre of facade textures
 
 def wall_texture(
@@ -781,7 +781,7 @@ def wall_texture(
     gain *= 1 - .12 * np.linspace(0, 1, h)[:, None] ** 6 * rng.random()
     return np.array(hsv(hue, sat, val), np.float32) * gain[..., None].astype(np.float32)
 
-# %% ../nbs/01_scenes.ipynb #0073
+# %% ../nbs/01_scenes.ipynb #0074
 def window_pane(
     rng,   # random generator
     pen,   # ImageDraw of the facade
@@ -807,7 +807,7 @@ def window_pane(
     pen.line((x0, (y0 + y1) // 2, x1, (y0 + y1) // 2), frame)
     if x1 - x0 > 9: pen.line(((x0 + x1) // 2, y0, (x0 + x1) // 2, y1), frame)
 
-# %% ../nbs/01_scenes.ipynb #0074
+# %% ../nbs/01_scenes.ipynb #0075
 @functools.lru_cache(maxsize=None)
 def facade(
     kind,     # material
@@ -837,7 +837,7 @@ def facade(
     if rng.random() < .4: pen.line((w - 3, 0, w - 3, h), (70, 70, 72), 1)
     return mips(img), mips(lights), w / PPM
 
-# %% ../nbs/01_scenes.ipynb #0075
+# %% ../nbs/01_scenes.ipynb #0076
 def _door(
     rng,  # random generator
     pen,  # ImageDraw
@@ -850,7 +850,7 @@ def _door(
     pen.rectangle((mid - 8, h - 31, mid + 8, h), (220, 215, 205)); pen.rectangle((mid - 6, h - 29, mid + 6,
             h), c)
 
-# %% ../nbs/01_scenes.ipynb #0076
+# %% ../nbs/01_scenes.ipynb #0077
 def _shopfront(
     rng,   # random generator
     pen,   # ImageDraw of the facade
@@ -879,7 +879,7 @@ def _shopfront(
     if rng.random() < .3:
         pen.rectangle((0, h - int(fh * .78), w, h - int(fh * .62)), shade(hsv(rng.random(), .7, .8), 1))
 
-# %% ../nbs/01_scenes.ipynb #0077
+# %% ../nbs/01_scenes.ipynb #0078
 @functools.lru_cache(maxsize=None)
 def surface(
     kind,    # 'tiles', 'slate', 'leaves', 'boards', 'railing', 'mesh', 'bricks', 'stones', 'render'
@@ -909,7 +909,7 @@ def surface(
         look *= np.where(y % 4 == 0, .75, 1.)[..., None]
     return mips(Image.fromarray(np.clip(look, 0, 255).astype(np.uint8)))
 
-# %% ../nbs/01_scenes.ipynb #0078
+# %% ../nbs/01_scenes.ipynb #0079
 def _railing(
     rng,   # random generator
     kind,  # 'railing' or 'mesh'
@@ -931,7 +931,7 @@ def _railing(
         for y in (1, h - 2): pen.line((0, y, w, y), c + (255,), 2)
     return img
 
-# %% ../nbs/01_scenes.ipynb #0079
+# %% ../nbs/01_scenes.ipynb #0080
 def any_facade(
     s,  # Scene
 ):      # material, (mip levels, mip levels of the lit windows, width m)
@@ -939,7 +939,7 @@ def any_facade(
     kind, storeys = pick(s, s.style.facades), int(s.rng.integers(s.style.storeys[0], s.style.storeys[1] + 1))
     return kind, facade(kind, int(s.rng.integers(10)), storeys - storeys % 2 * (storeys > 5))
 
-# %% ../nbs/01_scenes.ipynb #0080
+# %% ../nbs/01_scenes.ipynb #0081
 def building(
     s,        # Scene
     side,     # 0 left, 1 right
@@ -968,7 +968,7 @@ def building(
     s.things.append((1, b, paint))
     return tall
 
-# %% ../nbs/01_scenes.ipynb #0081
+# %% ../nbs/01_scenes.ipynb #0082
 def _chimney(
     s,           # Scene
     d, a,        # across and along, m
@@ -978,7 +978,7 @@ def _chimney(
     "A brick chimney on the roof."
     box(s, d, a, .9, .7, low, low + tall, shade((150, 90, 70), tint), 2)
 
-# %% ../nbs/01_scenes.ipynb #0082
+# %% ../nbs/01_scenes.ipynb #0083
 def _roof_and_end(
     s,           # Scene
     sign,        # -1 left, 1 right
@@ -1000,7 +1000,7 @@ def _roof_and_end(
             face(s, gable, shade(end.mean, light), 2)
         hang(s, end, [(line, 0, a), (back, 0, a), (back, tall, a), (line, tall, a)], 2, light)
 
-# %% ../nbs/01_scenes.ipynb #0083
+# %% ../nbs/01_scenes.ipynb #0084
 def _front(
     s,     # Scene
     sign,  # -1 left, 1 right
@@ -1019,7 +1019,7 @@ def _front(
         quad = [(line, 0, p), (line, 0, q), (line, tall, q), (line, tall, p)]
         if q > p: hang(s, texture, quad, 2, light, (1 - (q - p) / step, 1.), lights)
 
-# %% ../nbs/01_scenes.ipynb #0084
+# %% ../nbs/01_scenes.ipynb #0085
 def box(
     s,             # Scene
     d, a,          # centre across and along, m
@@ -1036,7 +1036,7 @@ def box(
     if x1 < 0: side([(x1, low, z0), (x1, low, z1), (x1, high, z1), (x1, high, z0)], (1, 0, 0))
     side([(x0, low, z0), (x1, low, z0), (x1, high, z0), (x0, high, z0)], (0, 0, -1))
 
-# %% ../nbs/01_scenes.ipynb #0088
+# %% ../nbs/01_scenes.ipynb #0089
 def leaf_gain(
     rng,   # random generator
     h, w,  # pixels
@@ -1045,7 +1045,7 @@ def leaf_gain(
     g = 1 + .28 * grain(rng, h, w, .35, 8) + .2 * grain(rng, h, w, 1., 4)
     return np.clip(g, .15, 2.)
 
-# %% ../nbs/01_scenes.ipynb #0089
+# %% ../nbs/01_scenes.ipynb #0090
 class Sprite:
     "A flat picture with transparency and a class for every pixel."
 
@@ -1060,7 +1060,7 @@ class Sprite:
         self.hard = cls.point([255] * 255 + [0])                                     # where the mask is drawn
         self.aspect = image.width / image.height
 
-# %% ../nbs/01_scenes.ipynb #0090
+# %% ../nbs/01_scenes.ipynb #0091
 def stand(
     s,          # Scene
     sprite,     # Sprite
@@ -1091,7 +1091,7 @@ def stand(
     s.mask.paste(cut(sprite.cls, Image.NEAREST), at, hard)
     s.depth.paste(depth_code(z), at, hard)
 
-# %% ../nbs/01_scenes.ipynb #0091
+# %% ../nbs/01_scenes.ipynb #0092
 @functools.lru_cache(maxsize=None)
 def tree(
     kind,    # 'leafy', 'bare', 'conifer', 'palm', 'bush'
@@ -1121,7 +1121,7 @@ def tree(
         alpha = ImageChops.lighter(alpha, trunk)
     return Sprite(img, alpha, cls)
 
-# %% ../nbs/01_scenes.ipynb #0092
+# %% ../nbs/01_scenes.ipynb #0093
 def _crown(
     rng,   # random generator
     kind,  # 'leafy', 'conifer' or 'bush'
@@ -1146,7 +1146,7 @@ def _crown(
     gain *= np.clip(1 + .3 * fine + .15 * soft, .3, 1.9)
     return gain, crown & (y < low + .03 * soft)
 
-# %% ../nbs/01_scenes.ipynb #0093
+# %% ../nbs/01_scenes.ipynb #0094
 def _hull_of(
     alpha,        # L image, 0..255
     grow, erode,  # widths of the two filters, pixels
@@ -1156,7 +1156,7 @@ def _hull_of(
     solid = alpha.filter(ImageFilter.MaxFilter(grow)).filter(ImageFilter.MinFilter(erode))
     return solid.point([IGNORE] * level + [ID['vegetation']] * (256 - level))
 
-# %% ../nbs/01_scenes.ipynb #0094
+# %% ../nbs/01_scenes.ipynb #0095
 def _bare(
     rng,   # random generator
     n,     # pixels a side
@@ -1182,7 +1182,7 @@ def _bare(
     rgb = np.array(bark, np.float32) * np.clip(1 + .25 * grain(rng, n, n, .5, 8), .4, 1.6)[..., None]
     return Sprite(Image.fromarray(np.clip(rgb, 0, 255).astype(np.uint8)), alpha, _hull_of(alpha, 9, 5, 100))
 
-# %% ../nbs/01_scenes.ipynb #0095
+# %% ../nbs/01_scenes.ipynb #0096
 def _palm(
     rng,   # random generator
     n,     # pixels a side
@@ -1205,7 +1205,7 @@ def _palm(
     look = np.asarray(img, np.float32) * np.clip(1 + .3 * grain(rng, n, n, .4, 8), .3, 1.8)[..., None]
     return Sprite(Image.fromarray(np.clip(look, 0, 255).astype(np.uint8)), alpha, _hull_of(alpha, 5, 3, 100))
 
-# %% ../nbs/01_scenes.ipynb #0096
+# %% ../nbs/01_scenes.ipynb #0097
 def add_tree(
     s,      # Scene
     d, a,   # across and along, m
@@ -1228,7 +1228,7 @@ def add_tree(
         if kind == 'bush': s.shadows.append((ring, .3))
     s.things.append((layer, a, lambda: stand(s, sprite, d, a, tall, tint)))
 
-# %% ../nbs/01_scenes.ipynb #0099
+# %% ../nbs/01_scenes.ipynb #0100
 _BODY = {  # outline from front to back: (along, height, width factor, what), lengths in m
     'car': (4.2, 1.76, [(0, .25, .9, 'dark'), (0, .55, .95, 'front'), (.1, .75, .97, 'paint'),
                         (1.15, .95, .95, 'glass'), (1.85, 1.42, .78, 'paint'), (3.2, 1.42, .78, 'glass'),
@@ -1254,11 +1254,11 @@ _BODY = {  # outline from front to back: (along, height, width factor, what), le
                         (24, .3, .9, 'dark')]),
 }
 
-# %% ../nbs/01_scenes.ipynb #0100
+# %% ../nbs/01_scenes.ipynb #0101
 _SHELL = {'paint', 'load', 'glass', 'dark', 'under', 'tyre'}   # parts that reach the outline
 _CLASS = {'truck': 14, 'bus': 15, 'tram': 16}
 
-# %% ../nbs/01_scenes.ipynb #0101
+# %% ../nbs/01_scenes.ipynb #0102
 def paint_colour(
     rng,  # random generator
 ):        # (r, g, b)
@@ -1270,7 +1270,7 @@ def paint_colour(
     hue = (.0, .0, .98, .6, .62, .6, .38, .1, rng.random())[int(rng.integers(9))]
     return hsv(hue, rng.uniform(.3, .85), rng.uniform(.15, .6))
 
-# %% ../nbs/01_scenes.ipynb #0102
+# %% ../nbs/01_scenes.ipynb #0103
 def vehicle(
     s,       # Scene
     kind,    # key of the bodies
@@ -1291,7 +1291,7 @@ def vehicle(
             q = place(x * wide, -.1)
             s.lamps.append(((q[0], .65, q[1]), (255, 244, 214), 5. * (c < 0) + .8))
 
-# %% ../nbs/01_scenes.ipynb #0103
+# %% ../nbs/01_scenes.ipynb #0104
 def vehicle_look(
     s,     # Scene
     kind,  # key of the bodies
@@ -1313,7 +1313,7 @@ def vehicle_look(
             'front lamp': (255, 252, 235) if lamps else (175, 180, 186),
             'back lamp': (240, 40, 30) if rng.random() < .4 else (125, 22, 24)}
 
-# %% ../nbs/01_scenes.ipynb #0104
+# %% ../nbs/01_scenes.ipynb #0105
 def _panel(
     quad,    # (4, 3) corners
     x0, x1,  # share from the first to the second corner
@@ -1326,7 +1326,7 @@ def _panel(
     y0, y1 = (y0, y1) if low == 0 else (1 - y0, 1 - y1)
     return np.array([at(x0, y0), at(x1, y0), at(x1, y1), at(x0, y1)])
 
-# %% ../nbs/01_scenes.ipynb #0105
+# %% ../nbs/01_scenes.ipynb #0106
 @functools.lru_cache(maxsize=None)
 def body_parts(
     kind,  # key of the bodies
@@ -1353,7 +1353,7 @@ def body_parts(
     normals = np.array([p[2] for p in parts], float)
     return points, [(a, b, p[1], p[3]) for a, b, p in zip(stops, stops[1:], parts)], normals, stops[:-1]
 
-# %% ../nbs/01_scenes.ipynb #0106
+# %% ../nbs/01_scenes.ipynb #0107
 _WAIST = {'car': .93, 'hatch': .96, 'suv': 1.1, 'van': 1.15, 'truck': 1.5, 'bus': 1.2, 'tram': 1.3}
 
 def _flank(
@@ -1383,7 +1383,7 @@ def _flank(
                          * .25, *lean), 'window', n, False))
     return out + _wheels(kind, side)
 
-# %% ../nbs/01_scenes.ipynb #0107
+# %% ../nbs/01_scenes.ipynb #0108
 def _wheels(
     kind,  # key of the bodies
     side,  # -1 left, 1 right
@@ -1399,7 +1399,7 @@ def _wheels(
                         what, (side, 0, 0), k < 1))
     return out
 
-# %% ../nbs/01_scenes.ipynb #0108
+# %% ../nbs/01_scenes.ipynb #0109
 def _draw_vehicle(
     s,      # Scene
     look,   # material -> colour
@@ -1429,7 +1429,7 @@ def _draw_vehicle(
         if s.style.night:
             s.pens[3].polygon(shape, 255 if lamp else 110 * (what == 'window' and cls in (15, 16)))
 
-# %% ../nbs/01_scenes.ipynb #0111
+# %% ../nbs/01_scenes.ipynb #0112
 def limb(
     pens,    # (colour pen, alpha pen, class pen)
     pts,     # list of (x, y) pixels
@@ -1443,7 +1443,7 @@ def limb(
         r = thick / 2
         for x, y in (pts[0], pts[-1]): pen.ellipse((x - r, y - r, x + r, y + r), fill)
 
-# %% ../nbs/01_scenes.ipynb #0112
+# %% ../nbs/01_scenes.ipynb #0113
 def cloth(
     rng,  # random generator
 ):        # (r, g, b)
@@ -1453,7 +1453,7 @@ def cloth(
                          rng.uniform(.07, .35)), 1)
     return shade(hsv(rng.random(), rng.uniform(0, .8), rng.uniform(.25, .95)), 1)
 
-# %% ../nbs/01_scenes.ipynb #0113
+# %% ../nbs/01_scenes.ipynb #0114
 def _sheet(
     w, h,  # pixels
 ):         # images and pens
@@ -1461,7 +1461,7 @@ def _sheet(
     layers = Image.new('RGB', (w, h), (60, 60, 64)), Image.new('L', (w, h), 0), Image.new('L', (w, h), IGNORE)
     return layers, [ImageDraw.Draw(x) for x in layers]
 
-# %% ../nbs/01_scenes.ipynb #0114
+# %% ../nbs/01_scenes.ipynb #0115
 def everywhere(
     pens,    # (colour pen, alpha pen, class pen)
     shape,   # 'polygon', 'ellipse' or 'rectangle'
@@ -1472,7 +1472,7 @@ def everywhere(
     "The same filled shape into colour, transparency and class."
     for pen, fill in zip(pens, (tuple(colour), 255, cls)): getattr(pen, shape)(pts, fill)
 
-# %% ../nbs/01_scenes.ipynb #0115
+# %% ../nbs/01_scenes.ipynb #0116
 def _body(
     rng,   # random generator
     pens,  # layer pens
@@ -1498,7 +1498,7 @@ def _body(
     everywhere(pens, 'ellipse', (x - .48 * u, y - 1.05 * u, x + .48 * u, y + .05 * u), hair, cls)
     if rng.random() < .6: pens[0].ellipse((x - .36 * u, y - .8 * u, x + .36 * u, y + .02 * u), skin)
 
-# %% ../nbs/01_scenes.ipynb #0116
+# %% ../nbs/01_scenes.ipynb #0117
 @functools.lru_cache(maxsize=None)
 def person(
     number,  # which of the bank
@@ -1529,7 +1529,7 @@ def person(
                    cloth(rng), 11)
     return _finish(layers, rng)
 
-# %% ../nbs/01_scenes.ipynb #0117
+# %% ../nbs/01_scenes.ipynb #0118
 def _finish(
     layers,  # RGB, alpha, class
     rng,     # random generator
@@ -1544,7 +1544,7 @@ def _finish(
     if rng.random() < .5: layers = [x.transpose(Image.FLIP_LEFT_RIGHT) for x in layers]
     return Sprite(*layers)
 
-# %% ../nbs/01_scenes.ipynb #0118
+# %% ../nbs/01_scenes.ipynb #0119
 @functools.lru_cache(maxsize=None)
 def two_wheels(
     kind,    # 'bicycle' or 'motorcycle'
@@ -1561,7 +1561,7 @@ def two_wheels(
     if ridden: _rider(rng, pens, x, ground, along, kind)
     return _finish(layers, rng)
 
-# %% ../nbs/01_scenes.ipynb #0119
+# %% ../nbs/01_scenes.ipynb #0120
 def _side_on(
     pens,    # layer pens
     kind,    # 'bicycle' or 'motorcycle'
@@ -1590,7 +1590,7 @@ def _side_on(
         limb(pens, line, 7 if motor else 4, frame, cls)
     limb(pens, [(seat[0] - 8, seat[1] - 3), (seat[0] + 8, seat[1] - 3)], 6, black, cls)
 
-# %% ../nbs/01_scenes.ipynb #0120
+# %% ../nbs/01_scenes.ipynb #0121
 def _end_on(
     rng,     # random generator
     pens,    # layer pens
@@ -1608,7 +1608,7 @@ def _end_on(
     lamp = [(220, 30, 30), (250, 250, 235)][int(rng.integers(2))]
     limb(pens, [(x, ground - 66)] * 2, 8 if kind == 'motorcycle' else 5, lamp, cls)
 
-# %% ../nbs/01_scenes.ipynb #0121
+# %% ../nbs/01_scenes.ipynb #0122
 def _rider(
     rng,     # random generator
     pens,    # layer pens
@@ -1631,7 +1631,7 @@ def _rider(
         for pen, fill in zip(pens, (cloth(rng), 255, 12)):
             pen.pieslice((u - 12, v - 13, u + 12, v + 11), 180, 360, fill)
 
-# %% ../nbs/01_scenes.ipynb #0122
+# %% ../nbs/01_scenes.ipynb #0123
 def _rider_side(
     rng,     # random generator
     pens,    # layer pens
@@ -1652,7 +1652,7 @@ def _rider_side(
     limb(pens, [(nx + 6, ny - 12)] * 2, 19, skin, 12)
     return nx + 6, ny - 12
 
-# %% ../nbs/01_scenes.ipynb #0123
+# %% ../nbs/01_scenes.ipynb #0124
 def add_person(
     s,     # Scene
     d, a,  # across and along, m
@@ -1665,7 +1665,7 @@ def add_person(
     cast(s, [(d - .2, a), (d + .2, a)], tall)
     s.things.append((2, a, lambda: stand(s, sprite, d, a, tall, tint)))
 
-# %% ../nbs/01_scenes.ipynb #0124
+# %% ../nbs/01_scenes.ipynb #0125
 def add_two_wheels(
     s,       # Scene
     kind,    # 'bicycle' or 'motorcycle'
@@ -1679,7 +1679,7 @@ def add_two_wheels(
     s.shadows.append(([(d - .5, a - .3), (d + .5, a - .3), (d + .5, a + .3), (d - .5, a + .3)], .4))
     s.things.append((2, a, lambda: stand(s, sprite, d, a, 1.75, tint)))
 
-# %% ../nbs/01_scenes.ipynb #0127
+# %% ../nbs/01_scenes.ipynb #0128
 def post(
     s,       # Scene
     d, a,    # across and along, m
@@ -1693,7 +1693,7 @@ def post(
     poly(s, [(x0 - r, y0), (x0 + r, y0), (x1 + r * .75, y1), (x1 - r * .75, y1)], shade(colour, light), 5, z)
     s.pens[0].line((x0 - r * .4, y0, x1 - r * .4, y1), shade(colour, light * 1.25))
 
-# %% ../nbs/01_scenes.ipynb #0128
+# %% ../nbs/01_scenes.ipynb #0129
 def board(
     s,        # Scene
     d, a, y,  # centre, m
@@ -1708,7 +1708,7 @@ def board(
     k = max(r * s.f / z, 1.)
     poly(s, [(u + px * k, v - py * k) for px, py in shape], colour, cls, z, emit)
 
-# %% ../nbs/01_scenes.ipynb #0129
+# %% ../nbs/01_scenes.ipynb #0130
 def _ring(
     n,       # corners
     turn=0,  # radians
@@ -1721,7 +1721,7 @@ SHAPES = {'disc': _ring(14), 'triangle': _ring(3), 'yield': _ring(3, math.pi), '
           'octagon': _ring(8, math.pi / 8), 'flat': [(-1.6, -.4), (1.6, -.4), (1.2, .4), (-1.2, .4)],
           **{name: [(-x, -y), (x, -y), (x, y), (-x, y)] for name, (x, y) in _FORMS.items()}}
 
-# %% ../nbs/01_scenes.ipynb #0130
+# %% ../nbs/01_scenes.ipynb #0131
 def add_sign(
     s,     # Scene
     d, a,  # across and along, m
@@ -1748,7 +1748,7 @@ def add_sign(
         if second: board(s, d, a, y - r - .25, SHAPES['plate'], r * .6, shade((230, 230, 225), light), 7)
     s.things.append((2, a, paint))
 
-# %% ../nbs/01_scenes.ipynb #0131
+# %% ../nbs/01_scenes.ipynb #0132
 def arm(
     s,       # Scene
     d, a,    # foot across, along, m
@@ -1761,7 +1761,7 @@ def arm(
     r = max(.055 * s.f / z, .8)
     poly(s, [(x0, y0 - r), (x1, y1 - r), (x1, y1 + r), (x0, y0 + r)], shade(colour, s.ambient), 5, z)
 
-# %% ../nbs/01_scenes.ipynb #0132
+# %% ../nbs/01_scenes.ipynb #0133
 def signal(
     s,        # Scene
     d, a, y,  # centre, m
@@ -1777,7 +1777,7 @@ def signal(
         board(s, d, a, y + .34 - .34 * i, SHAPES['disc'], .13, shade(c, 1 if i == on else .22), 6,
               255 * (i == on))
 
-# %% ../nbs/01_scenes.ipynb #0133
+# %% ../nbs/01_scenes.ipynb #0134
 def add_traffic_light(
     s,      # Scene
     d, a,   # across and along, m
@@ -1796,7 +1796,7 @@ def add_traffic_light(
         signal(s, d, a, 2.8, on, colour, rim)
     s.things.append((2, a, paint))
 
-# %% ../nbs/01_scenes.ipynb #0134
+# %% ../nbs/01_scenes.ipynb #0135
 def add_lamp(
     s,      # Scene
     d, a,   # across and along, m
@@ -1817,7 +1817,7 @@ def add_lamp(
         s.lamps.append(((end, tall, a), (255, 205, 130) if s.warm_lamps else (225, 235, 255), 13.))
     s.things.append((2, a, paint))
 
-# %% ../nbs/01_scenes.ipynb #0135
+# %% ../nbs/01_scenes.ipynb #0136
 def add_clutter(
     s,     # Scene
     d, a,  # across and along, m
@@ -1834,7 +1834,7 @@ def add_clutter(
                  (d - wide / 2, a + .3)], tall, .4)
         s.things.append((2, a, lambda: box(s, d, a, wide, .6, 0, tall, colour, IGNORE)))
 
-# %% ../nbs/01_scenes.ipynb #0138
+# %% ../nbs/01_scenes.ipynb #0139
 _BORDER = {'hedge': (8, .8, 2.4, ('leaves',)), 'wall': (3, .7, 2.4, ('bricks', 'stones', 'render')),
            # class, lowest, highest, textures
            'fence': (4, .9, 1.9, ('boards', 'railing', 'railing', 'mesh'))}
@@ -1860,7 +1860,7 @@ def border(
         s.things.append((2, q + .3, piece))
         p = q
 
-# %% ../nbs/01_scenes.ipynb #0139
+# %% ../nbs/01_scenes.ipynb #0140
 def _border_piece(
     s,     # Scene
     sign,  # -1 left, 1 right
@@ -1882,7 +1882,7 @@ def _border_piece(
     hang(s, tex, [(d, 0, p), (d, 0, q), (d, tall, q), (d, tall, p)], cls, tint, (0., part))
     if cls == 8: stand(s, tree('bush', int(p) % 20), d + sign * .3, (p + q) / 2, tall * 1.12, tint * 1.1)
 
-# %% ../nbs/01_scenes.ipynb #0140
+# %% ../nbs/01_scenes.ipynb #0141
 def build_side(
     s,     # Scene
     side,  # 0 left, 1 right
@@ -1912,7 +1912,7 @@ def build_side(
         if rng.random() < (.4 if open_plot else .06): open_plot = not open_plot
         a = b + (rng.uniform(.5, 3) if rng.random() < st.gap else 0)
 
-# %% ../nbs/01_scenes.ipynb #0141
+# %% ../nbs/01_scenes.ipynb #0142
 def _open_plot(
     s,     # Scene
     side,  # 0 left, 1 right
@@ -1930,7 +1930,7 @@ def _open_plot(
         add_tree(s, line + sign * rng.uniform(.5, 3), max(rng.uniform(a, b), 4), rng.uniform(1, 2.8), 1,
                  'bush')
 
-# %% ../nbs/01_scenes.ipynb #0142
+# %% ../nbs/01_scenes.ipynb #0143
 def backdrop(
     s,  # Scene
 ):
@@ -1947,7 +1947,7 @@ def backdrop(
             s.things.append((0, a, lambda tex=tex, pts=pts, tint=tint,
                              lights=lights: hang(s, tex, pts, 2, tint, lights=lights)))
 
-# %% ../nbs/01_scenes.ipynb #0143
+# %% ../nbs/01_scenes.ipynb #0144
 def _kind(
     s,  # Scene
 ):      # key of the bodies
@@ -1958,7 +1958,7 @@ def _kind(
     if u < truck + bus + tram: return 'tram'
     return ('car', 'car', 'hatch', 'hatch', 'suv', 'van')[int(s.rng.integers(6))]
 
-# %% ../nbs/01_scenes.ipynb #0144
+# %% ../nbs/01_scenes.ipynb #0145
 def traffic(
     s,  # Scene
 ):
@@ -1989,7 +1989,7 @@ def traffic(
         vehicle(s, _kind(s), rng.uniform(-9, 9), sum(s.side_road[:2]) / 2, pick(s, (-1, 1)) * math.pi / 2
                 + rng.normal(0, .1))
 
-# %% ../nbs/01_scenes.ipynb #0145
+# %% ../nbs/01_scenes.ipynb #0146
 def add_post(
     s,     # Scene
     d, a,  # across and along, m
@@ -2006,7 +2006,7 @@ def add_post(
                 rng.uniform(.3, 1.2))
         s.things.append((2, a, lambda: post(s, d, a, tall, thick, colour)))
 
-# %% ../nbs/01_scenes.ipynb #0146
+# %% ../nbs/01_scenes.ipynb #0147
 def furnish(
     s,  # Scene
 ):
@@ -2030,7 +2030,7 @@ def furnish(
         add_traffic_light(s, s.kerb[side] + sign * .5, s.side_road[0] - 2.5, reach)
     if rng.random() < .5: add_traffic_light(s, s.kerb[1] + .5, s.side_road[1] + 1.5, 0)
 
-# %% ../nbs/01_scenes.ipynb #0147
+# %% ../nbs/01_scenes.ipynb #0148
 def crowd(
     s,  # Scene
 ):
@@ -2056,7 +2056,7 @@ def crowd(
             else: d = s.kerb[side] + sign * rng.uniform(.3, max(s.walk[side], .6))
             add_two_wheels(s, kind, number, d, 5 + 30 * rng.random() ** 1.5)
 
-# %% ../nbs/01_scenes.ipynb #0150
+# %% ../nbs/01_scenes.ipynb #0151
 def develop(
     s,     # Scene
     size,  # (width, height)
@@ -2076,7 +2076,7 @@ def develop(
     if st.glare: img = flare(s, img)
     return sensor(s, img, size)
 
-# %% ../nbs/01_scenes.ipynb #0151
+# %% ../nbs/01_scenes.ipynb #0152
 def sensor(
     s,     # Scene
     img,   # (3, h, w) float32
@@ -2100,7 +2100,7 @@ def sensor(
     photo(planes(out) + tile + colour).save(buf, 'JPEG', quality=int(rng.integers(*st.jpeg)))
     return np.array(Image.open(buf, formats=('JPEG',)))
 
-# %% ../nbs/01_scenes.ipynb #0152
+# %% ../nbs/01_scenes.ipynb #0153
 def rain_streaks(
     s,     # Scene
     h, w,  # pixels
@@ -2113,7 +2113,7 @@ def rain_streaks(
         pen.line((x, y, x + slant * long, y + long), int(rng.integers(10, 40)))
     return np.asarray(img, np.float32) * s.style.drops
 
-# %% ../nbs/01_scenes.ipynb #0153
+# %% ../nbs/01_scenes.ipynb #0154
 def mirror(
     s,    # Scene
     img,  # (3, h, w) float32
@@ -2131,7 +2131,7 @@ def mirror(
     img[:, top:] = img[:, top:] * (1 - .35 * paved) * (1 - k) + low * k
     return img
 
-# %% ../nbs/01_scenes.ipynb #0154
+# %% ../nbs/01_scenes.ipynb #0155
 def night_light(
     s,     # Scene
     img,   # (3, h, w) float32, daylight
@@ -2160,7 +2160,7 @@ def night_light(
     near, wide = (planes(glow.filter(ImageFilter.BoxBlur(r))) for r in (1, w / 40))
     return warm + 2.2 * wide + .7 * near
 
-# %% ../nbs/01_scenes.ipynb #0155
+# %% ../nbs/01_scenes.ipynb #0156
 def flare(
     s,    # Scene
     img,  # (3, h, w) float32
@@ -2175,7 +2175,7 @@ def flare(
     veil = 190 * np.exp(-r * s.rng.uniform(3, 6)) + 160 * np.exp(-(r * 11) ** 2) + 14
     return img * .86 + veil * _rgb(1., .9, .7) * s.style.glare
 
-# %% ../nbs/01_scenes.ipynb #0156
+# %% ../nbs/01_scenes.ipynb #0157
 def bonnet(
     s,  # Scene
 ):
@@ -2186,7 +2186,7 @@ def bonnet(
     poly(s, [(0, s.h), (0, y + 8), (s.w * .2, y), (s.w * .8, y), (s.w, y + 8), (s.w, s.h)], c, IGNORE, 1.)
     s.pens[0].line((s.w * .2, y, s.w * .8, y), shade(c, 1.4), 2)
 
-# %% ../nbs/01_scenes.ipynb #0158
+# %% ../nbs/01_scenes.ipynb #0159
 def draw(
     style,            # Style, or the name of one
     seed,             # int: stream of streets
@@ -2214,7 +2214,7 @@ def draw(
     mask = np.asarray(s.mask)[1::2, 1::2].copy()
     return develop(s, size), mask
 
-# %% ../nbs/01_scenes.ipynb #0175
+# %% ../nbs/01_scenes.ipynb #0176
 def write_samples(
     path,             # folder to write to: path/STYLE/images/0000.png, path/STYLE/labels/0000.png
     n=4,              # pairs of every style

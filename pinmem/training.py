@@ -7,7 +7,7 @@ __all__ = ['lr_factor', 'whole_file', 'save_model', 'read_config', 'load_weights
            'state_files', 'save_state', 'read_state', 'load_state', 'read_log', 'write_log', 'checked_update',
            'NoMemory', 'LastGood', 'safe_update', 'fit', 'board', 'to_board']
 
-# %% ../nbs/21_training.ipynb #0002
+# %% ../nbs/21_training.ipynb #0003
 import csv, json, math, os, signal, threading, time
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +20,7 @@ from .at_size import out_of_memory
 from .labels import CLASSES
 from .normalisation import build_network
 
-# %% ../nbs/21_training.ipynb #0005
+# %% ../nbs/21_training.ipynb #0006
 def lr_factor(
     t,                   # share of the run that is done, 0 <= t < 1
     schedule="onecycle", # 'onecycle', 'poly', 'exp' or 'constant'
@@ -35,7 +35,7 @@ def lr_factor(
     if schedule == "constant": return 1.0
     raise ValueError(f"schedule {schedule!r} is unknown; choose onecycle, poly, exp or constant")
 
-# %% ../nbs/21_training.ipynb #0009
+# %% ../nbs/21_training.ipynb #0010
 @contextmanager
 def whole_file(
     path,  # file to write; its folder must exist
@@ -52,7 +52,7 @@ def whole_file(
     finally:
         temporary.unlink(missing_ok=True)
 
-# %% ../nbs/21_training.ipynb #0012
+# %% ../nbs/21_training.ipynb #0013
 def save_model(
     folder,   # run directory, made if needed
     model,    # a `MemoryNet`; its `config` rebuilds it
@@ -66,7 +66,7 @@ def save_model(
     config = {**facts, "model": model.config}
     with whole_file(folder / "config.json") as part: part.write_text(json.dumps(config, indent=1), encoding="utf-8")
 
-# %% ../nbs/21_training.ipynb #0013
+# %% ../nbs/21_training.ipynb #0014
 def read_config(
     folder,  # run directory
 ):           # -> the dict of its config.json
@@ -81,7 +81,7 @@ def read_config(
         raise ValueError(f"{path}: has no 'model' entry, so the model cannot be rebuilt; train again")
     return config
 
-# %% ../nbs/21_training.ipynb #0014
+# %% ../nbs/21_training.ipynb #0015
 def load_weights(
     model,  # the module to fill
     path,   # a .safetensors file
@@ -102,7 +102,7 @@ def load_weights(
                          f"use the config.json that was saved with it")
     model.load_state_dict(found)
 
-# %% ../nbs/21_training.ipynb #0015
+# %% ../nbs/21_training.ipynb #0016
 def load_run(
     folder,  # run directory
 ):           # -> (model in evaluation mode, config dict)
@@ -118,11 +118,11 @@ def load_run(
     load_weights(model, Path(folder) / "model.safetensors")
     return model.eval(), config
 
-# %% ../nbs/21_training.ipynb #0021
+# %% ../nbs/21_training.ipynb #0022
 class NotFinite(ArithmeticError):
     "A loss became NaN or infinite."
 
-# %% ../nbs/21_training.ipynb #0022
+# %% ../nbs/21_training.ipynb #0023
 @contextmanager
 def stop_on_interrupt():  # -> a list that is non-empty once Ctrl-C was pressed
     "Turn the first Ctrl-C into a request; the second interrupts as usual."
@@ -137,7 +137,7 @@ def stop_on_interrupt():  # -> a list that is non-empty once Ctrl-C was pressed
     try: yield asked
     finally: signal.signal(signal.SIGINT, before)
 
-# %% ../nbs/21_training.ipynb #0025
+# %% ../nbs/21_training.ipynb #0026
 def state_files(
     folder,  # run directory
     keep,    # number of states
@@ -145,7 +145,7 @@ def state_files(
     "Where the states of a run lie."
     return [Path(folder) / ("state.pt" + (f".{i}" if i else "")) for i in range(keep)]
 
-# %% ../nbs/21_training.ipynb #0026
+# %% ../nbs/21_training.ipynb #0027
 def save_state(
     folder,     # run directory
     algorithm,  # gives `state_dict()`
@@ -159,7 +159,7 @@ def save_state(
         for newer, older in reversed(list(zip(files, files[1:]))):
             if newer.exists(): os.replace(newer, older)
 
-# %% ../nbs/21_training.ipynb #0028
+# %% ../nbs/21_training.ipynb #0029
 def read_state(
     path,  # a file of `save_state`
 ):         # -> dict; ValueError when it is damaged
@@ -171,7 +171,7 @@ def read_state(
     except Exception as error:
         raise ValueError(f"{path}: damaged ({type(error).__name__})") from None
 
-# %% ../nbs/21_training.ipynb #0029
+# %% ../nbs/21_training.ipynb #0030
 def load_state(
     folder,     # run directory
     algorithm,  # takes `load_state_dict()`
@@ -190,7 +190,7 @@ def load_state(
     algorithm.load_state_dict(state)
     return step
 
-# %% ../nbs/21_training.ipynb #0031
+# %% ../nbs/21_training.ipynb #0032
 def read_log(
     path,  # log.csv
 ):         # -> dict: column -> list of floats
@@ -199,7 +199,7 @@ def read_log(
     with open(path, newline="", encoding="utf-8") as file: rows = list(csv.DictReader(file))
     return {key: [float(row[key]) for row in rows] for key in (rows[0] if rows else [])}
 
-# %% ../nbs/21_training.ipynb #0032
+# %% ../nbs/21_training.ipynb #0033
 def write_log(
     path,  # log.csv
     rows,  # list of dicts with the same keys, 'step' among them
@@ -213,7 +213,7 @@ def write_log(
         writer.writeheader()
         writer.writerows([{**row, "step": int(row["step"])} for row in keep + rows])
 
-# %% ../nbs/21_training.ipynb #0035
+# %% ../nbs/21_training.ipynb #0036
 def checked_update(
     algorithm,  # gives `update(batches) -> dict of floats`
     batches,    # one (x, y) per source domain
@@ -228,14 +228,14 @@ def checked_update(
                             f"is kept; lower --lr, or look at the data of this step")
     return losses
 
-# %% ../nbs/21_training.ipynb #0037
+# %% ../nbs/21_training.ipynb #0038
 class NoMemory(MemoryError):
     "Memory ran out."
     def __init__(self, when, kept):
         super().__init__(f"{when}: memory ran out; {kept}; lower --set per_domain=N or --set crop=[W,H], or add "
                          f"--set checkpoint=True (the same result, slower) or --set precision=bf16")
 
-# %% ../nbs/21_training.ipynb #0038
+# %% ../nbs/21_training.ipynb #0039
 class LastGood:
     "The last good state of a run, in memory and on disk."
     def __init__(self, algorithm, step, folder=None, keep=2):
@@ -264,7 +264,7 @@ class LastGood:
         self.algorithm.load_state_dict(self.state)
         self.write(self.step, rows[:self.rows])
 
-# %% ../nbs/21_training.ipynb #0039
+# %% ../nbs/21_training.ipynb #0040
 def safe_update(
     good,     # LastGood of the run
     batches,  # one (x, y) per source domain
@@ -280,7 +280,7 @@ def safe_update(
     good.back(rows)  # after the block: the error has let go of what it held
     raise failure from None
 
-# %% ../nbs/21_training.ipynb #0040
+# %% ../nbs/21_training.ipynb #0041
 def fit(
     algorithm,      # from notebook 20: `update`, `set_rate`, `state_dict`, `load_state_dict`
     batches,        # step -> list with one (x, y) per source domain
@@ -310,7 +310,7 @@ def fit(
     good.write(step, rows)
     return step, rows
 
-# %% ../nbs/21_training.ipynb #0042
+# %% ../nbs/21_training.ipynb #0043
 def board(
     folder,   # run directory
     start=0,  # first step; what a stopped run wrote after it is dropped
@@ -320,7 +320,7 @@ def board(
     except ImportError: return None
     return SummaryWriter(str(Path(folder) / "tensorboard"), purge_step=start)
 
-# %% ../nbs/21_training.ipynb #0043
+# %% ../nbs/21_training.ipynb #0044
 def to_board(
     writer,  # from `board`
     rows,    # log so far

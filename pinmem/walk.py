@@ -10,7 +10,7 @@ __all__ = ['PARTS', 'LONG', 'LINES', 'STOPS', 'EQUATIONS', 'TEX', 'SERIES', 'COL
            'meta_test', 'back_through', 'second_order', 'final_model', 'before_and_after', 'memory_star', 'walk',
            'player']
 
-# %% ../nbs/16_walk.ipynb #0002
+# %% ../nbs/16_walk.ipynb #0003
 import copy, html, io, math
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -24,11 +24,11 @@ from .memory_update import class_means
 from .meta_step import (call, combine, gradients, meta_train, part, prime_memory, read_pass, scratch,
                               write_memory, write_pass)
 
-# %% ../nbs/16_walk.ipynb #0008
+# %% ../nbs/16_walk.ipynb #0009
 PARTS = {'encoder': 'E', 'updater': 'U', 'decoder': 'D', 'classifier': 'G', 'aux': 'A'}
 LONG = {letter: f'{letter} {name}' for name, letter in PARTS.items()}
 
-# %% ../nbs/16_walk.ipynb #0009
+# %% ../nbs/16_walk.ipynb #0010
 def reach(
     output,       # tensor or list of tensors to differentiate
     params,       # dict: name -> tensor
@@ -44,7 +44,7 @@ def reach(
                                 materialize_grads=True)
     return dict(zip(params, found))
 
-# %% ../nbs/16_walk.ipynb #0010
+# %% ../nbs/16_walk.ipynb #0011
 def norms(
     grads,  # dict: name of a weight -> gradient
 ):          # -> dict: letter of a part -> length of its gradient
@@ -55,7 +55,7 @@ def norms(
         if mine: found[letter] = float(torch.stack(mine).sum().sqrt())
     return found
 
-# %% ../nbs/16_walk.ipynb #0014
+# %% ../nbs/16_walk.ipynb #0015
 LINES = {
     "split":
         r"randomly split $\mathbb{S}$ into $\mathbb{S}_{mtr}$ and $\mathbb{S}_{mte}$, take a batch of each",
@@ -70,7 +70,7 @@ LINES = {
 }
 STOPS = tuple(LINES)
 
-# %% ../nbs/16_walk.ipynb #0015
+# %% ../nbs/16_walk.ipynb #0016
 EQUATIONS = {
     "split": r"\mathbb{S} = \mathbb{S}_{mtr} \cup \mathbb{S}_{mte}, \quad"
         r"\mathbb{S}_{mtr} \cap \mathbb{S}_{mte} = \varnothing",
@@ -91,7 +91,7 @@ EQUATIONS = {
         r"\mathcal{M}^* = \mathrm{update}(\mathcal{M}, \mathcal{X}_{mtr}; \mathrm{copy}(\Theta^*_{E,U}))",
 }
 
-# %% ../nbs/16_walk.ipynb #0017
+# %% ../nbs/16_walk.ipynb #0018
 @dataclass
 class Stop:
     "One stop of the walk."
@@ -108,14 +108,14 @@ class Stop:
     @property
     def equation(self): return EQUATIONS[self.name]    # LaTeX without dollars
 
-# %% ../nbs/16_walk.ipynb #0019
+# %% ../nbs/16_walk.ipynb #0020
 TEX = SimpleNamespace(
     f=r"\mathcal{F}", z=r"\mathcal{Z}", z_cls=r"\hat{\mathcal{Z}}", r=r"\mathcal{R}", w=r"\mathcal{W}",
     mem=r"\mathcal{M}", hat=r"\hat{\mathcal{M}}", prime=r"\mathcal{M}'", star=r"\mathcal{M}^*",
     mtr=r"\mathcal{X}_{mtr}", mte=r"\mathcal{X}_{mte}", loss=r"\mathcal{L}",
     read=r"\mathcal{L}_{read}", update=r"\mathcal{L}_{update}")
 
-# %% ../nbs/16_walk.ipynb #0021
+# %% ../nbs/16_walk.ipynb #0022
 def begin(
     model,                  # `MemoryNet` with a memory, in training mode; it is not changed
     mem,                    # (N, C) 𝓜
@@ -136,7 +136,7 @@ def begin(
     at.buffers = {name: t for name, t in model.named_buffers() if name != "mem"}
     return at
 
-# %% ../nbs/16_walk.ipynb #0023
+# %% ../nbs/16_walk.ipynb #0024
 def photo(
     x,  # (B, 3, H, W) normalised
 ):      # -> (B*H, W, 3) uint8
@@ -145,14 +145,14 @@ def photo(
     pixels = ((x.detach().cpu().float() * std + mean) * 255).round().clamp(0, 255)
     return np.concatenate(list(pixels.byte().permute(0, 2, 3, 1).numpy()))
 
-# %% ../nbs/16_walk.ipynb #0024
+# %% ../nbs/16_walk.ipynb #0025
 def paint(
     y,  # (B, H, W) train ids
 ):      # -> (B*H, W, 3) uint8
     "Masks of a batch in class colours, below each other."
     return np.concatenate([colourise(m.cpu().numpy().astype(np.uint8)) for m in y])
 
-# %% ../nbs/16_walk.ipynb #0027
+# %% ../nbs/16_walk.ipynb #0028
 def draw_picture(
     ax,    # Axes
     kind,  # 'image', 'map' or 'signed'
@@ -166,10 +166,10 @@ def draw_picture(
     if kind != "image": ax.figure.colorbar(shown, ax=ax, shrink=.8).ax.tick_params(labelsize=7)
     return ax
 
-# %% ../nbs/16_walk.ipynb #0028
+# %% ../nbs/16_walk.ipynb #0029
 SERIES = "#0072B2", "#E69F00", "#009E73"
 
-# %% ../nbs/16_walk.ipynb #0029
+# %% ../nbs/16_walk.ipynb #0030
 def draw_bars(
     ax,    # Axes
     data,  # dict: series -> dict: name -> number; one unnamed series has the key ''
@@ -185,7 +185,7 @@ def draw_bars(
     ax.invert_yaxis(); ax.margins(x=.15); ax.tick_params(axis="x", labelsize=7)
     return ax
 
-# %% ../nbs/16_walk.ipynb #0030
+# %% ../nbs/16_walk.ipynb #0031
 def draw_panel(
     ax,     # Axes
     kind,   # 'image', 'map', 'signed', 'bars' or 'curves'
@@ -205,7 +205,7 @@ def draw_panel(
         ax.legend(fontsize=7.5, frameon=False, ncol=3, loc="upper center", bbox_to_anchor=(.5, -.1))
     return ax
 
-# %% ../nbs/16_walk.ipynb #0031
+# %% ../nbs/16_walk.ipynb #0032
 def values_of(
     t,  # tensor
 ):      # -> two texts: its first numbers, its range; a number alone has no range
@@ -216,10 +216,10 @@ def values_of(
     some = "  ".join(show.format(v) for v in t[:3].tolist())
     return f"{some} …", f"{show} to {show}".format(t.min().item(), t.max().item())
 
-# %% ../nbs/16_walk.ipynb #0033
+# %% ../nbs/16_walk.ipynb #0034
 COLUMNS = 0, .11, .44, .62, .85 # of the table of tensors
 
-# %% ../nbs/16_walk.ipynb #0034
+# %% ../nbs/16_walk.ipynb #0035
 def draw_tensors(
     ax,       # Axes
     tensors,  # dict: symbol -> (meaning, tensor)
@@ -236,7 +236,7 @@ def draw_tensors(
     ax.axhline(-.1, color="0.7", lw=.6)
     return ax
 
-# %% ../nbs/16_walk.ipynb #0035
+# %% ../nbs/16_walk.ipynb #0036
 def draw_grads(
     ax,     # Axes
     grads,  # dict: path -> dict: part -> length
@@ -262,7 +262,7 @@ def draw_grads(
                     color="w" if depth > .6 else "k")
     return ax
 
-# %% ../nbs/16_walk.ipynb #0036
+# %% ../nbs/16_walk.ipynb #0037
 def draw_strip(
     ax,    # Axes
     name,  # the present stop
@@ -278,7 +278,7 @@ def draw_strip(
                 color="w" if i == here else "0.2", weight="bold" if i == here else "normal")
     return ax
 
-# %% ../nbs/16_walk.ipynb #0037
+# %% ../nbs/16_walk.ipynb #0038
 def show_stop(
     stop,  # Stop
 ):         # -> Figure
@@ -299,7 +299,7 @@ def show_stop(
     note.text(.5, .5, "\n".join(stop.captions), fontsize=10, ha="center", va="center")
     return fig
 
-# %% ../nbs/16_walk.ipynb #0039
+# %% ../nbs/16_walk.ipynb #0040
 def stop_png(
     stop,    # Stop
     dpi=80,  # size of the picture
@@ -313,7 +313,7 @@ def stop_png(
     flat.save(small, "png", optimize=True)
     return small.getvalue()
 
-# %% ../nbs/16_walk.ipynb #0040
+# %% ../nbs/16_walk.ipynb #0041
 def alt_text(
     stop,  # Stop
 ):         # -> one line for a reader who cannot see the picture
@@ -323,7 +323,7 @@ def alt_text(
     return (f"Stop {STOPS.index(stop.name) + 1} of {len(STOPS)}, {stop.name}. {' '.join(stop.captions)} "
             + (f"Gradients reach {rows}." if rows else "No gradient yet."))
 
-# %% ../nbs/16_walk.ipynb #0043
+# %% ../nbs/16_walk.ipynb #0044
 def split(
     at,  # namespace from `begin`
 ):       # -> Stop
@@ -342,7 +342,7 @@ def split(
         captions=("The meta-test images play the part of a city that nobody has seen.",
                   "The inner step will not see them."))
 
-# %% ../nbs/16_walk.ipynb #0046
+# %% ../nbs/16_walk.ipynb #0047
 def lens(
     y1h,  # (N, h, w) soft labels of one image
 ):        # -> (class, row, column) of a pure cell of the rarest class that has one
@@ -353,7 +353,7 @@ def lens(
     i = int(y1h[n].argmax())
     return n, i // y1h.shape[2], i % y1h.shape[2]
 
-# %% ../nbs/16_walk.ipynb #0048
+# %% ../nbs/16_walk.ipynb #0049
 def lens_panels(
     model, x, y, # network, images, labels
     out,         # what `read_pass` returned for them
@@ -374,21 +374,21 @@ def lens_panels(
             ("image", "prediction", paint(out["logits"].argmax(1))),
             ("bars", f"$\\mathcal{{W}}$ of the marked cell ({CLASSES[n]})", {"": bars})]
 
-# %% ../nbs/16_walk.ipynb #0050
+# %% ../nbs/16_walk.ipynb #0051
 TERMS = {"loss_seg": (r"\mathcal{L}_{seg}", "is each pixel named right?"),
          "loss_coh": (r"\mathcal{L}_{coh}", "is each cell near its row?"),
          "loss_aux": (r"\mathcal{L}_{aux}", "does layer 3 name the pixels?"),
          "loss_cls": (r"\mathcal{L}_{div}^{names}", "can G name each row?"),
          "loss_div": (r"\mathcal{L}_{div}^{pairs}", "are the rows apart?")}
 
-# %% ../nbs/16_walk.ipynb #0051
+# %% ../nbs/16_walk.ipynb #0052
 def term_rows(
     terms,  # dict: name -> scalar, from `read_pass` or `update_loss`
 ):          # -> rows for the table of tensors
     "The terms of a loss, with the question that each one asks; what is only counted along is left out."
     return {TERMS[name][0]: (TERMS[name][1], t) for name, t in terms.items() if name in TERMS}
 
-# %% ../nbs/16_walk.ipynb #0052
+# %% ../nbs/16_walk.ipynb #0053
 def read(
     at,  # namespace
 ):       # -> Stop
@@ -411,7 +411,7 @@ def read(
                   "U and G have not been used, so they hear nothing."),
         values=dict(loss_read=at.loss_read.detach()))
 
-# %% ../nbs/16_walk.ipynb #0056
+# %% ../nbs/16_walk.ipynb #0057
 def degrees(
     old, new,  # (N, C) unit rows
 ):             # -> dict: class -> angle between its two rows; only rows that moved
@@ -421,14 +421,14 @@ def degrees(
     moved = (old != new).any(1)
     return {CLASSES[n]: float(angle[n]) for n in moved.nonzero()[:, 0].tolist()}
 
-# %% ../nbs/16_walk.ipynb #0058
+# %% ../nbs/16_walk.ipynb #0059
 def cosines_of(
     mem,  # (N, C) unit rows
 ):        # -> (N, N) numpy
     "Cosines between all pairs of rows."
     return (mem @ mem.T).detach().cpu().numpy()
 
-# %% ../nbs/16_walk.ipynb #0059
+# %% ../nbs/16_walk.ipynb #0060
 def write(
     at,  # namespace
 ):       # -> Stop
@@ -456,7 +456,7 @@ def write(
                   "A class that the batch does not contain keeps its row."),
         values=dict(mem_hat=at.mem_hat.detach()))
 
-# %% ../nbs/16_walk.ipynb #0063
+# %% ../nbs/16_walk.ipynb #0064
 @torch.no_grad()
 def slope(
     at,                   # namespace
@@ -471,7 +471,7 @@ def slope(
             found[side][t] = loss.item()
     return found
 
-# %% ../nbs/16_walk.ipynb #0064
+# %% ../nbs/16_walk.ipynb #0065
 def inner_step(
     at,  # namespace
 ):       # -> Stop
@@ -497,7 +497,7 @@ def inner_step(
                   "Does it also go down on the other side? That is what the meta-test will ask."),
         values=dict(inner={name: g.detach() for name, g in at.inner.items()}))
 
-# %% ../nbs/16_walk.ipynb #0068
+# %% ../nbs/16_walk.ipynb #0069
 def examine(
     at,  # namespace; gets `direct` and `wish`
 ):
@@ -508,7 +508,7 @@ def examine(
     at.direct = gradients(loss, held)
     at.wish = at.direct.pop("mem")                                    # (N, C)
 
-# %% ../nbs/16_walk.ipynb #0069
+# %% ../nbs/16_walk.ipynb #0070
 def through_memory(
     at,      # namespace
     source,  # as in `prime_memory`
@@ -517,11 +517,11 @@ def through_memory(
     mem = prime_memory(at.model, at.leaf, at.buffers, at.mem, at.mem_hat, *at.mtr, source, at.momentum)
     return reach(mem, at.leaf, at.wish)
 
-# %% ../nbs/16_walk.ipynb #0070
+# %% ../nbs/16_walk.ipynb #0071
 WAYS = {"hat": r"$\hat{\mathcal{M}}$, not written again", "prime": r"$\mathcal{M}'$, nothing frozen",
         "prime_frozen_e": r"$\mathcal{M}'$, E frozen", "prime_frozen_eu": r"$\mathcal{M}'$, E and U frozen"}
 
-# %% ../nbs/16_walk.ipynb #0071
+# %% ../nbs/16_walk.ipynb #0072
 def memory_prime(
     at,  # namespace
 ):       # -> Stop
@@ -547,7 +547,7 @@ def memory_prime(
                   "With E frozen, U alone learns how to write for domains it has not seen."),
         values=dict(mem_prime=at.mem_prime.detach()))
 
-# %% ../nbs/16_walk.ipynb #0075
+# %% ../nbs/16_walk.ipynb #0076
 def meta_test(
     at,  # namespace
 ):       # -> Stop
@@ -570,7 +570,7 @@ def meta_test(
                   "G hears nothing: it has no part in reading."),
         values=dict(first=at.first, loss_outer=at.loss_out.detach()))
 
-# %% ../nbs/16_walk.ipynb #0079
+# %% ../nbs/16_walk.ipynb #0080
 def back_through(
     at,      # namespace
     prefix,  # name of a part
@@ -579,7 +579,7 @@ def back_through(
     mine = [name for name in at.params if name.startswith(prefix + ".")]
     return reach([at.inner[name] for name in mine], at.params, [-at.alpha * at.first[name] for name in mine])
 
-# %% ../nbs/16_walk.ipynb #0080
+# %% ../nbs/16_walk.ipynb #0081
 def second_order(
     at,  # namespace
 ):       # -> Stop
@@ -605,7 +605,7 @@ def second_order(
                   "It is the only way by which the examination reaches G."),
         values=dict(outer=at.outer, second=bent, ways=ways))
 
-# %% ../nbs/16_walk.ipynb #0084
+# %% ../nbs/16_walk.ipynb #0085
 def final_model(
     at,  # namespace
 ):       # -> copy of the network with Θ* and the statistics that X_mtr moved
@@ -616,7 +616,7 @@ def final_model(
     twin.load_state_dict({**at.params_star, **at.moved}, strict=False)
     return twin
 
-# %% ../nbs/16_walk.ipynb #0085
+# %% ../nbs/16_walk.ipynb #0086
 @torch.no_grad()
 def before_and_after(
     at,  # namespace
@@ -630,7 +630,7 @@ def before_and_after(
         found[when] = dict(zip(("meta-train", "meta-test"), loss))
     return found
 
-# %% ../nbs/16_walk.ipynb #0086
+# %% ../nbs/16_walk.ipynb #0087
 def memory_star(
     at,  # namespace
 ):       # -> Stop
@@ -653,7 +653,7 @@ def memory_star(
                   "Inference will read it and never write it."),
         values=dict(grads=at.grads, mem_star=at.mem_star, params_star=at.params_star, buffers=at.moved))
 
-# %% ../nbs/16_walk.ipynb #0090
+# %% ../nbs/16_walk.ipynb #0091
 def walk(
     model,     # `MemoryNet` in training mode
     mem,       # (N, C) 𝓜
@@ -665,7 +665,7 @@ def walk(
     stops = split, read, write, inner_step, memory_prime, meta_test, second_order, memory_star
     return [stop(at) for stop in stops]
 
-# %% ../nbs/16_walk.ipynb #0099
+# %% ../nbs/16_walk.ipynb #0100
 def player(
     stops,         # list of Stops
     draw=stop_png, # Stop -> bytes of a PNG file; each is asked for once

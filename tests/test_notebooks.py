@@ -3,6 +3,7 @@ import json
 import re
 
 import pytest
+from nbdev.config import get_config
 
 from helpers import ROOT, notebook_processes, run_notebook
 
@@ -30,6 +31,8 @@ def test_stored_form(path):
     outputs = [o for c in code for o in c.get("outputs", [])]
     assert not [o for o in outputs if o["output_type"] == "error"], "a stored output is an error"
     assert outputs or path.stem == "index", "no output is stored"
+    slow = [c for c in code if "#| slow" in "".join(c["source"]) and re.search(r"print\(|plt\.", "".join(c["source"]))]
+    assert all(c["outputs"] for c in slow), "a slow cell was not run: its output is not stored"
 
 
 @pytest.mark.parametrize("path", NBS, ids=lambda p: p.stem)
@@ -40,3 +43,14 @@ def test_a_widget_has_a_picture_before_it(path):
         kinds = {kind for o in cell.get("outputs", []) for kind in o.get("data", {})}
         if "application/vnd.jupyter.widget-view+json" in kinds: assert pictures, cell["source"]
         pictures += bool(kinds & {"image/png", "image/jpeg"})
+
+
+@pytest.mark.parametrize("path", [p for p in NBS if p.stem != "index"], ids=lambda p: p.stem)
+def test_opens_in_colab(path):
+    "A badge that leads to this very notebook, and a first code cell that fetches the project when it is not there."
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    owner, project = (get_config()[key] for key in ("user", "repo"))
+    assert f"https://colab.research.google.com/github/{owner}/{project}/blob/main/nbs/{path.name}" in "".join(cells[0]["source"])
+    first = "".join(next(c for c in cells if c["cell_type"] == "code")["source"])
+    assert f"git clone -q https://github.com/{owner}/{project} " in first
+    exec(first, {"get_ipython": lambda: pytest.fail("fetches a project that is there")})
