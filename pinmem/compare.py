@@ -515,14 +515,14 @@ def time_figure(
 ):                           # -> fig
     "Processor time of a training against what it reached."
     from matplotlib.figure import Figure
-    fig = Figure(figsize=(5, 3), dpi=90, layout="constrained")
+    fig = Figure(figsize=(6, 3), dpi=90, layout="constrained")
     ax = fig.add_subplot()
     for k, name in enumerate(dict.fromkeys(map(variant, rows))):
         mine = (r for r in rows if variant(r) == name and r["status"] == "done" and r.get("cpu"))
         pairs = [(r["cpu"] / 60, score_of(r, domain)) for r in mine]
-        if pairs: ax.plot(*zip(*pairs), "o", color=COLOURS[k % len(COLOURS)], ms=5, label=name)
+        if pairs: ax.plot(*zip(*pairs), "os^"[k // len(COLOURS) % 3], color=COLOURS[k % len(COLOURS)], ms=5, label=name)
     ax.set(xlabel="minutes of processor time", ylabel="mIoU, %", title=domain, xlim=(0, None))
-    if ax.lines: ax.legend(fontsize=8)
+    if ax.lines: ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return fig
 
 # %% ../nbs/24_compare.ipynb #0078

@@ -68,6 +68,16 @@ def test_evaluate_prints_json(run, capsys):
     assert len(result["iou"]) == 19 and 0 <= result["miou"] <= 1
 
 
+def test_a_share_of_the_statistics(run, capsys):
+    def iou(*more):
+        assert main(["evaluate", str(run), "fog", "--json", "--scenes", "2", *more]) == 0
+        return json.loads(capsys.readouterr().out)["fog"]["iou"]
+    plain = iou()
+    assert iou("--statistics", "0") == plain != iou("--statistics", "0.25") != iou("--statistics", "1")
+    with pytest.raises(SystemExit): main(["evaluate", str(run), "fog", "--statistics", "2"])
+    assert "'2': expected a number from 0 to 1" in capsys.readouterr().err
+
+
 def test_predict_writes_mask_overlay_and_memory(run, tmp_path):
     photo = np.random.default_rng(0).integers(0, 255, (97, 201, 3), np.uint8)
     Image.fromarray(photo).save(tmp_path / "photo.png")
