@@ -31,6 +31,7 @@ def complaint(kind, f, *words):
 def run_notebook(path, output):
     "Run the cells of one notebook in this process; all it prints goes into the file `output`."
     with open(output, "w") as file: os.dup2(file.fileno(), 1); os.dup2(file.fileno(), 2)
+    multiprocessing.set_start_method(None, force=True)  # a notebook starts its own processes as any program does
     os.chdir(path.parent)
     os.environ["IN_TEST"] = "1"
     from nbdev.config import get_config

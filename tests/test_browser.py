@@ -279,7 +279,7 @@ def test_jupyterlab(browser, runs, desk, tmp_path, environment):
             "    rows.append({'step': step, 'loss': 1 / (1 + step)})\n    watch(rows)")
     notebook["cells"] += [dict(cell_type="code", id=name, execution_count=None, metadata={}, outputs=[], source=source)
                           for name, source in (("live", live), ("last", last))]
-    (tmp_path / "work").mkdir()
+    shutil.copytree(Path(__file__).parent.parent / "nbs" / "images", tmp_path / "work" / "images")
     (tmp_path / "work" / "try.ipynb").write_text(json.dumps(notebook))
     port = free_port()
     process = subprocess.Popen([sys.executable, "-m", "jupyterlab", "--no-browser", f"--port={port}", "--ServerApp.ip=127.0.0.1",
