@@ -24,7 +24,7 @@ from .at_size import Forecast, compute_in, out_of_memory, recompute_encoder
 from .data import DomainBatches, DrawnDomain, PHOTOMETRIC, cache, open_domain, read_image, to_tensor, virtual_domains
 from .datasets import describe, look
 from .evaluation import beside_published, domain_table, evaluate, per_class_table, published, rescore
-from .labels import CLASSES, COLOURS, SYNTHIA16, colourise
+from .labels import SYNTHIA16, colourise
 from .model import STRIDES, build_model, sizes_of
 from .normalisation import build_network, target_statistics
 from .scenes import SOURCES, STYLES, UNSEEN, draw
@@ -277,7 +277,7 @@ def learn(
     stream, device = batches.stream(start), next(algorithm.model.parameters()).device
     looking = watchers(algorithm.model, config, folder, start, args)
     def watch(rows):
-        for look in looking: look(rows)
+        for see in looking: see(rows)
     try:
         done, _ = fit(algorithm, to_device(stream, device), config["steps"], folder, start, last_step(config, args.stop),
                       args.minutes, progress=not args.quiet, watch=watch, keep=args.keep)

@@ -515,7 +515,7 @@ def describe(
 ):           # text
     "A report in words."
     r, total = report, sum(report['pixels'].values())
-    whole, of = r['looked'] - len(r['broken']), f' ({r["published"]} published)' if r['published'] else ''
+    of = f' ({r["published"]} published)' if r['published'] else ''
     lines = [f'{r["name"]}: {r["pairs"]} pairs{of}, looked at {r["looked"]}; scored as {r["labels"]}',
              'sizes: ' + ', '.join(f'{size} ({n})' for size, n in list(r['sizes'].items())[:6])
              + (f' and {len(r["sizes"]) - 6} more' if len(r['sizes']) > 6 else ''), '']

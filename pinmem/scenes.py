@@ -1278,7 +1278,6 @@ def vehicle(
     turn,    # heading: 0 = front away from the camera, pi = towards it
 ):
     "Extrude an outline: cross faces, the side that looks at us, windows, wheels, lights."
-    rng = s.rng
     long, wide, outline = _BODY[kind]
     look = vehicle_look(s, kind)
     c, t = math.cos(turn), math.sin(turn)
@@ -1321,7 +1320,6 @@ def _panel(
 ):           # (4, 3) corners
     "A part of a panel, slightly in front of nothing: same plane."
     low, high = (0, 1) if quad[0, 1] <= quad[2, 1] else (1, 0)
-    base = [(1 - abs(low - v)) for v in (0, 1)]
     at = lambda x, y: ((quad[0] * (1 - x) + quad[1] * x) * (1 - y) + (quad[3] * (1 - x) + quad[2] * x) * y)
     y0, y1 = (y0, y1) if low == 0 else (1 - y0, 1 - y1)
     return np.array([at(x0, y0), at(x1, y0), at(x1, y1), at(x0, y1)])
@@ -1333,7 +1331,7 @@ def body_parts(
 ):         # points (n, 3), list of (start, stop, material, fine), normals (m, 3), first point of each part
     "Every polygon of a vehicle in its own coordinates: across, height, metres from the front."
     long, wide, outline = _BODY[kind]
-    parts, mid = [], np.array([0, .9, long / 2])
+    parts = []
     for z in (.3, long - .3):
         parts.append(([(-wide * .44, .05, z), (wide * .44, .05, z), (wide * .44, .45, z), (-wide * .44, .45,
                 z)], 'under', (0, 0, 0), False))
@@ -1891,7 +1889,6 @@ def build_side(
     st, rng, sign = s.style, s.rng, (-1, 1)[side]
     a = rng.uniform(-14, 0)
     kerb_side = s.side_road and s.side_road[2] in (3, 1 + side)
-    run = max(a, 0)
     last = (a, 0, 0)                                                # end, line, height of the house before
     open_plot = rng.random() < .08 + .2 * st.gap
     while a < s.end:

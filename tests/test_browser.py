@@ -20,7 +20,7 @@ from PIL import Image
 from pinmem.app import free_port, wait_for
 from pinmem.bench import DIALS, REST, Bench, run_search, trial, trial_bars, trial_panels, trial_rows
 from pinmem.data import DrawnDomain, to_tensor
-from pinmem.explorer import SHARP, Desk, State, bars, load_networks, open_picture, panel_size, panels, places, words
+from pinmem.explorer import Desk, State, bars, load_networks, open_picture, panel_size, panels, places, words
 from pinmem.memory_init import init_memory
 from pinmem.model import build_model
 from pinmem.training import save_model

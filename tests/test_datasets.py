@@ -4,7 +4,7 @@ import numpy as np, pytest
 from PIL import Image
 from helpers import complaint
 from pinmem.data import DrawnDomain, FolderDomain, open_domain
-from pinmem.datasets import (IDD_NAMES, SETS, SetDomain, describe, examine, look, read_first_channel, read_polygons, walk)
+from pinmem.datasets import (IDD_NAMES, SETS, describe, examine, look, read_first_channel, read_polygons, walk)
 from pinmem.labels import CLASSES, CODES, FULL, IDDLITE7, IGNORE, SYNTHIA16, recode
 
 W, H = 24, 16

@@ -126,7 +126,7 @@ def test_pointer_outside(explorer, at):
 
 
 def test_pointer_inside_by_the_trait(explorer):
-    (spots, (W, H)), (left, top) = places((32, 64)), places((32, 64))[0][2]
+    (_, (W, H)), (left, top) = places((32, 64)), places((32, 64))[0][2]
     explorer.sheet.at = [(left + 1) / W, (top + 1) / H]
     assert (explorer.state().x, explorer.state().y) == (0, 0)
     agrees(explorer)

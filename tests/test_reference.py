@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 from helpers import load_recipe
-from pinmem.losses import aux_loss, cohesion_loss, divergence_terms, read_loss, seg_loss
+from pinmem.losses import cohesion_loss, divergence_terms
 from pinmem.memory_init import one_hot
 from pinmem.memory_read import Fusion, read
 from pinmem.memory_update import Updater, class_means, update

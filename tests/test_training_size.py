@@ -17,7 +17,7 @@ from pinmem.data import PHOTOMETRIC, DomainBatches, FolderDomain, in_processes, 
 from pinmem.meta_step import meta_gradients
 from pinmem.model import build_model
 from pinmem.normalisation import build_network
-from pinmem.training import NoMemory, NotFinite, board, fit, load_state, read_log, state_files
+from pinmem.training import NoMemory, board, fit, load_state, read_log, state_files
 
 TINY = dict(channels=8, rates=(1, 2, 3), context_width=8, fine=4, width=8, pool_norm=False, aux=True, weights=None)
 NETS = {"resnet": "test_resnet", "efficientnet": "test_efficientnet"}
