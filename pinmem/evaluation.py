@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TABLE1', 'MIOU', 'TARGETS', 'resize_logits', 'predict_padded', 'window_starts', 'predict_sliding', 'predict_logits',
-           'shrink', 'classes_at', 'summary', 'evaluate', 'rescore', 'percent', 'mean_miou', 'domain_table',
-           'per_class_table', 'published', 'beside_published', 'interval', 'paired_difference']
+           'shrink', 'classes_at', 'summary', 'evaluate', 'rescore', 'percent', 'mean_miou', 'same_classes',
+           'domain_table', 'per_class_table', 'published', 'beside_published', 'interval', 'paired_difference']
 
 # %% ../nbs/22_evaluation.ipynb #0003
 import math
@@ -166,19 +166,27 @@ def mean_miou(
     return sum(scores) / len(scores) if scores else None
 
 # %% ../nbs/22_evaluation.ipynb #0052
+def same_classes(
+    results,  # list of results of `evaluate`
+):            # list of lists of two results or more
+    "Results that are scored with the same classes: only these have a common mean."
+    groups = {}
+    for r in results: groups.setdefault(frozenset(r['iou']), []).append(r)
+    return [group for group in groups.values() if len(group) > 1]
+
+# %% ../nbs/22_evaluation.ipynb #0053
 def domain_table(
     results,  # list of results of `evaluate`
 ):            # text: one line a domain, then a mean for each set of classes that several domains share
     "mIoU of each domain, and the mean of those that are scored with the same classes."
-    width, groups = max(len('domain'), *(len(r['name']) for r in results)), {}
-    for r in results: groups.setdefault(r['labels'], []).append(r)
+    width = max(len('domain'), *(len(r['name']) for r in results))
     lines = [f'{"domain":<{width}}   mIoU  images  labels']
     lines += [f'{r["name"]:<{width}}{percent(r["miou"])}{r["images"]:>8}  {r["labels"]}' for r in results]
-    lines += [f'{"mean":<{width}}{percent(mean_miou(group))}{sum(r["images"] for r in group):>8}  {labels}'
-              for labels, group in groups.items() if len(group) > 1]
+    lines += [f'{"mean":<{width}}{percent(mean_miou(group))}{sum(r["images"] for r in group):>8}  {group[0]["labels"]}'
+              for group in same_classes(results)]
     return '\n'.join(lines)
 
-# %% ../nbs/22_evaluation.ipynb #0053
+# %% ../nbs/22_evaluation.ipynb #0054
 def per_class_table(
     results,  # list of results of `evaluate`
 ):            # text: one line a class, one column a domain
@@ -192,7 +200,7 @@ def per_class_table(
         *(row(g, [percent(r['iou'].get(g), w) for r, w in zip(results, widths)]) for g in names),
         row('mIoU', [percent(r['miou'], w) for r, w in zip(results, widths)])])
 
-# %% ../nbs/22_evaluation.ipynb #0056
+# %% ../nbs/22_evaluation.ipynb #0057
 TABLE1 = """
 cityscapes
 baseline (a)|35.46 72.7 36.4 64.9 11.9 2.8 31 37.7 20 84.9 14 71.9 65.3 9.9 84.7 11.6 25.4 0 10.6 18.1
@@ -217,7 +225,7 @@ MLDG|35.6 69.4 36 58.6 19.4 16.8 37.6 31.3 28.8 76.7 36.9 81.6 43.4 15.5 59.1 21
 Pin the Memory|42.7 78 40.8 71.1 14.6 27 34.2 40.7 50.3 77.1 26.2 90 63.1 24 81.6 30.5 15.5 5.3 18.7 22.7
 """
 
-# %% ../nbs/22_evaluation.ipynb #0058
+# %% ../nbs/22_evaluation.ipynb #0059
 MIOU = {
     'gsi-r50': {'baseline': (52.51, 47.47, 54.7), 'IBN-Net': (54.39, 48.91, 56.06),
                 'RobustNet': (54.7, 49.0, 56.9), 'MLDG': (54.76, 48.52, 55.94),
@@ -234,10 +242,10 @@ MIOU = {
                 'Pin the Memory': (49.4, 45.5, None)},
 }
 
-# %% ../nbs/22_evaluation.ipynb #0059
+# %% ../nbs/22_evaluation.ipynb #0060
 TARGETS = 'cityscapes', 'bdd100k', 'mapillary'
 
-# %% ../nbs/22_evaluation.ipynb #0060
+# %% ../nbs/22_evaluation.ipynb #0061
 def published(
     protocol,  # 'gs-r50', 'gsi-r50', 'g-r50', 'g-r101', 'g-fcn8s' or 'gs-r101': sources and network
     target,    # one of TARGETS
@@ -253,7 +261,7 @@ def published(
     numbers = {method: [float(v) / 100 for v in text.split()] for method, text in lines}
     return {method: dict(miou=v[0], iou=dict(zip(CLASSES, v[1:]))) for method, v in numbers.items()}
 
-# %% ../nbs/22_evaluation.ipynb #0064
+# %% ../nbs/22_evaluation.ipynb #0065
 def beside_published(
     results,                  # list of results of `evaluate`; 'cityscapes/val' is held against 'cityscapes'
     protocol='gs-r50',        # which table, as for `published`
@@ -275,7 +283,7 @@ def beside_published(
     first = max(map(len, names))
     return '\n'.join([f'paper: {method}, {protocol}', *(f'{head:<{first}}{text}' for head, text in rows)])
 
-# %% ../nbs/22_evaluation.ipynb #0077
+# %% ../nbs/22_evaluation.ipynb #0078
 def interval(
     values,     # one number per seed
     level=.95,  # confidence
@@ -288,7 +296,7 @@ def interval(
     half = float(student.ppf((1 + level) / 2, n - 1) * v.std(ddof=1) / math.sqrt(n))
     return dict(mean=mean, low=mean - half, high=mean + half, n=n)
 
-# %% ../nbs/22_evaluation.ipynb #0082
+# %% ../nbs/22_evaluation.ipynb #0083
 def paired_difference(
     ours,       # one number per seed
     theirs,     # the other method's numbers, same seeds in the same order

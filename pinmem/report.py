@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np, torch
 from .data import to_tensor
 from .embeddings import collect_pixels, describe, embed, memory_path, plot_embedding, separation, unit
-from .evaluation import mean_miou, percent, resize_logits
+from .evaluation import mean_miou, percent, resize_logits, same_classes
 from .labels import CLASSES
 from .plots import (NOT_LOSSES, accuracy, class_bars, loss_curves, memory_similarity,
                           memory_weight_maps, present, qualitative_grid)
@@ -75,11 +75,9 @@ def mean_rows(
     table,  # dict: domain -> result of `evaluate`
 ):          # list of rows [title, mIoU, images, classes]
     "A mean over those domains that are scored with the same classes."
-    groups = {}
-    for r in table.values(): groups.setdefault(frozenset(r['iou']), []).append(r)
-    if len(groups) == 1: return [['mean', percent(mean_miou(list(table.values())), 0), '', '']]
-    return [[f'mean of {len(group)}', percent(mean_miou(group), 0), '', len(classes)]
-            for classes, group in groups.items() if len(group) > 1]
+    return [['mean', percent(mean_miou(group), 0), '', ''] if len(group) == len(table) else
+            [f'mean of {len(group)}', percent(mean_miou(group), 0), '', len(group[0]['iou'])]
+            for group in same_classes(table.values())]
 
 # %% ../nbs/33_report.ipynb #0018
 def result_tables(
