@@ -61,12 +61,12 @@ class Resumable:
 # %% ../nbs/20_algorithms.ipynb #0011
 @torch.no_grad()
 def answer(
-    model,          # a trained network
-    x,              # (B, 3, H, W)
-    statistics=0.0, # share of BatchNorm's statistics that these images give, see `target_statistics`
-):                  # -> logits (B, N, H, W)
+    model,           # a trained network
+    x,               # (B, 3, H, W)
+    statistics=None, # share of BatchNorm's statistics that these images give; None: as its method does
+):                   # -> logits (B, N, H, W)
     "Prediction, in evaluation mode."
-    with target_statistics(model.eval(), statistics): return model(x)
+    with target_statistics(model.eval(), model.statistics if statistics is None else statistics): return model(x)
 
 # %% ../nbs/20_algorithms.ipynb #0012
 class Algorithm(Resumable):
@@ -87,6 +87,7 @@ class Algorithm(Resumable):
     ):
         check_network(type(self), model)
         self.model, self.schedule, self.steps, self.seed = model, schedule, 0, seed
+        model.statistics = self.statistics
         self.optimiser = OPTIMISERS[optimiser](parameter_groups(model, lr, encoder_lr), weight_decay)
         self.set_rate(1.0)
 
@@ -95,7 +96,7 @@ class Algorithm(Resumable):
         self.rate = factor
         for group in self.optimiser.param_groups: group["lr"] = group["base"] * factor
 
-    def predict(self, x): return answer(self.model, x, self.statistics)
+    def predict(self, x): return answer(self.model, x)
 
 # %% ../nbs/20_algorithms.ipynb #0013
 def check_network(

@@ -301,18 +301,15 @@ def open_target(
 # %% ../nbs/23_cli.ipynb #0032
 def predictor(
     model,           # a `MemoryNet`
-    method="pinmem", # how it was trained
-    statistics=None, # share of the images' own statistics; None: what the method takes
+    statistics=None, # share of the images' own statistics; None: as its method does
 ):                   # -> x (1,3,H,W) -> logits (1,N,H,W)
     "What `evaluate` needs of a model."
     device = next(model.parameters()).device
-    share = ALGORITHMS[method].statistics if statistics is None else statistics
-    return lambda x: answer(model, x.to(device), share).float().cpu()
+    return lambda x: answer(model, x.to(device), statistics).float().cpu()
 
 # %% ../nbs/23_cli.ipynb #0033
 def score(
     model,          # a `MemoryNet`
-    method,         # how it was trained
     domains,        # list of domains
     progress=True,  # show a bar
     classes=19,     # 16: the classes of SYNTHIA
@@ -320,7 +317,7 @@ def score(
     **protocol,     # keywords of `evaluate`: window, flip, height
 ):                  # dict: name -> result of `evaluate`
     "Score a model on several domains."
-    predict = predictor(model, method, statistics)
+    predict = predictor(model, statistics)
     results = [evaluate(predict, domain, progress=progress, **protocol) for domain in domains]
     if classes == 16: results = [rescore(result, SYNTHIA16) for result in results]
     return {domain.name: result for domain, result in zip(domains, results)}
@@ -343,7 +340,7 @@ def finish(
 ):
     "Score, draw the figures and write the report of a run."
     exams = [open_target(name, config, config["exam"]) for name in dict.fromkeys(config["sources"]) if name in STYLES]
-    results = score(model, config["method"], [*exams, *targets], not args.quiet, **config.get("score", {}))
+    results = score(model, [*exams, *targets], not args.quiet, **config.get("score", {}))
     with whole_file(folder / "results.json") as part: part.write_text(json.dumps(results, indent=1), encoding="utf-8")
     rows, real = list(results.values()), [r for name, r in results.items() if name not in STYLES]
     if rows: print(domain_table(rows))
@@ -367,7 +364,7 @@ def report_run(
     from pinmem.report import Picture, png_bytes, run_figures, write_report
     log = read_log(folder / "log.csv")
     path = folder / "memory_path.safetensors"
-    with target_statistics(model, ALGORITHMS[config["method"]].statistics):
+    with target_statistics(model, model.statistics):
         figures = run_figures(model, sources, targets, results, log, path=read_path(path) if path.exists() else None)
     (folder / "figures").mkdir(exist_ok=True)
     for title, picture in figures.items():
@@ -389,7 +386,7 @@ def evaluate_run(
     model.to(pick_device(args.device))
     domains = [open_target(name, config, args.scenes) for name in args.datasets]
     protocol = dict(window=args.window, flip=args.flip, height=args.height, classes=args.classes, statistics=args.statistics)
-    results = score(model, config["method"], domains, not (args.json or args.quiet), **protocol)
+    results = score(model, domains, not (args.json or args.quiet), **protocol)
     rows = list(results.values())
     if args.json: print(json.dumps({name: {k: r[k] for k in ("miou", "iou", "pixels", "images")}
                                     for name, r in results.items()}))
@@ -455,14 +452,13 @@ def predict(
         if file.stem in names: raise ValueError(f"{file}: same name as {names[file.stem]}, their results would collide; rename one")
         names[file.stem] = file
     model, config = load_run(args.run)
-    share = ALGORITHMS[config["method"]].statistics
     if args.memory and not model.config["memory"]:
         raise ValueError(f"--memory: {args.run} was trained without a memory; leave the option out")
     model.to(pick_device(args.device))
     images = [read_image(file) for file in files]  # every file is read before the first is written
     folder.mkdir(parents=True, exist_ok=True)
     for file, image in zip(files, tqdm(images, desc="predicting", disable=args.quiet)):
-        with target_statistics(model, share): mask, weights = predict_image(model, image, args.width)
+        with target_statistics(model, model.statistics): mask, weights = predict_image(model, image, args.width)
         write_image(folder / f"{file.stem}_mask.png", mask)
         write_image(folder / f"{file.stem}_overlay.png", (0.45 * image + 0.55 * colourise(mask)).astype(np.uint8))
         if args.memory: write_memory_maps(folder / f"{file.stem}_memory.png", image, weights)

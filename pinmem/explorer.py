@@ -25,9 +25,9 @@ from .data import DrawnDomain, to_tensor
 from .labels import CLASSES, COLOURS, IGNORE, colourise
 from .losses import cohesion_loss, seg_loss
 from .memory_init import init_memory, normalise
-from .memory_read import read
 from .memory_update import class_means, update
 from .model import build_model
+from .normalisation import target_statistics
 from .plots import METHOD_COLOURS, overlay
 from .scenes import SOURCES, STYLES, draw
 from .training import load_run
@@ -88,7 +88,7 @@ def see(
 ):          # Seen
     "The slow half: encoder only."
     x, _ = to_tensor(image, np.zeros((1, 1), np.uint8))
-    f, maps = model.encoder(x[None].to(next(model.parameters()).device))
+    with target_statistics(model, model.statistics): f, maps = model.encoder(x[None].to(next(model.parameters()).device))
     return Seen(f, [maps[k] for k in model.skips], image.shape[:2])
 
 # %% ../nbs/32_explorer.ipynb #0019
@@ -108,10 +108,10 @@ def think(
 ):          # Thought
     "The quick half: Eq 4, Eq 5 and the decoder."
     r, s, w = seen.f, None, None
-    if model.mem is not None:
-        qm, s, w = read(seen.f, model.mem, tau)
-        r, s, w = model.decoder.fusion(qm), s[0].float().cpu().numpy(), w[0].float().cpu().numpy()
-    p = model.decoder(r, *seen.skips, seen.size).float().softmax(1)[0].cpu()        # (N, H, W)
+    with target_statistics(model, model.statistics):
+        if model.mem is not None: r, s, w = model.recall(seen.f, model.mem, tau=tau)
+        p = model.decoder(r, *seen.skips, seen.size).float().softmax(1)[0].cpu()    # (N, H, W)
+    s, w = (t if t is None else t[0].float().cpu().numpy() for t in (s, w))
     return Thought(p.max(0).indices.byte().numpy(), p.numpy(), s, w)
 
 # %% ../nbs/32_explorer.ipynb #0023
@@ -170,7 +170,7 @@ def load_networks(
         networks[name] = load_run(run)[0]
     return networks
 
-# %% ../nbs/32_explorer.ipynb #0030
+# %% ../nbs/32_explorer.ipynb #0032
 class Pixel(NamedTuple):
     "What is known about one pixel."
     x: int
@@ -181,7 +181,7 @@ class Pixel(NamedTuple):
     weights: np.ndarray   # (N,) memory weights; class probabilities without a memory
     cosines: Any          # (N,) or None
 
-# %% ../nbs/32_explorer.ipynb #0031
+# %% ../nbs/32_explorer.ipynb #0033
 def probe(
     thought,  # Thought
     truth,    # (H, W) train ids, or None
@@ -196,7 +196,7 @@ def probe(
     return Pixel(x, y, (row, col), int(thought.pred[y, x]), None if truth is None else int(truth[y, x]),
                  grid[:, row, col], s)
 
-# %% ../nbs/32_explorer.ipynb #0036
+# %% ../nbs/32_explorer.ipynb #0038
 @dataclass(frozen=True)
 class State:
     "What the reader has chosen; the whole view follows from it."
@@ -209,7 +209,7 @@ class State:
     tau: float = .1           # temperature
     memory: bool = True       # False: every row counts the same
 
-# %% ../nbs/32_explorer.ipynb #0037
+# %% ../nbs/32_explorer.ipynb #0039
 class View(NamedTuple):
     "Everything that is shown."
     state: State
@@ -221,10 +221,10 @@ class View(NamedTuple):
     trained: np.ndarray  # (H, W) prediction at the temperature of training, memory on
     tau: float           # that temperature
 
-# %% ../nbs/32_explorer.ipynb #0038
+# %% ../nbs/32_explorer.ipynb #0040
 PICTURES = 4_000_000  # seed of the streets that are shown: never trained on, never scored
 
-# %% ../nbs/32_explorer.ipynb #0040
+# %% ../nbs/32_explorer.ipynb #0042
 class Shelf:
     "Results that were computed once; the one unused for longest is dropped."
 
@@ -244,7 +244,7 @@ class Shelf:
         "Drop every result whose key contains this part."
         for key in [k for k in self.known if part in k]: del self.known[key]
 
-# %% ../nbs/32_explorer.ipynb #0043
+# %% ../nbs/32_explorer.ipynb #0045
 class Desk(Shelf):
     "Networks and pictures, and what was already computed for them."
 
@@ -270,7 +270,7 @@ class Desk(Shelf):
         "State -> View."
         return compute_view(self, state)
 
-# %% ../nbs/32_explorer.ipynb #0045
+# %% ../nbs/32_explorer.ipynb #0047
 def picture_of(
     desk,   # Desk
     state,  # State
@@ -280,7 +280,7 @@ def picture_of(
     key = state.picture, state.street
     return desk.once(key, lambda: draw(state.picture, PICTURES, state.street, desk.size))
 
-# %% ../nbs/32_explorer.ipynb #0046
+# %% ../nbs/32_explorer.ipynb #0048
 def compute_view(
     desk,   # Desk
     state,  # State
@@ -298,12 +298,12 @@ def compute_view(
     cls = state.cls if state.cls >= 0 else int(nearest.argmax())
     return View(state, image, truth, thought, pixel, cls, trained, model.tau)
 
-# %% ../nbs/32_explorer.ipynb #0049
+# %% ../nbs/32_explorer.ipynb #0051
 SHARP = 2  # drawn pixels for each pixel of the page
 PANEL, GAP, HEAD = (360, 270), 12, 22  # largest panel, space between two, title above; pixels of the page
 INK, PALE, ORANGE, BLUE = (34, 34, 34), (225, 225, 225), METHOD_COLOURS[1], METHOD_COLOURS[0]
 
-# %% ../nbs/32_explorer.ipynb #0050
+# %% ../nbs/32_explorer.ipynb #0052
 @functools.lru_cache
 def letters(
     size=12,     # pixels of the page
@@ -313,7 +313,7 @@ def letters(
     face = font_manager.FontProperties(family='DejaVu Sans', weight='bold' if bold else 'normal')
     return ImageFont.truetype(font_manager.findfont(face), size * SHARP)
 
-# %% ../nbs/32_explorer.ipynb #0051
+# %% ../nbs/32_explorer.ipynb #0053
 def sheet(
     w, h,  # pixels of the page
 ):         # (PIL image, write): write(x, y, text, ...) puts text on it
@@ -324,7 +324,7 @@ def sheet(
         pen.text((x * SHARP, y * SHARP), text, fill, letters(size, bold), anchor)
     return page, pen, write
 
-# %% ../nbs/32_explorer.ipynb #0052
+# %% ../nbs/32_explorer.ipynb #0054
 def panel_size(
     shape,  # (H, W) of the picture
 ):          # (w, h) of its panels, pixels of the page
@@ -332,7 +332,7 @@ def panel_size(
     k = min(PANEL[0] / shape[1], PANEL[1] / shape[0])
     return max(1, round(shape[1] * k)), max(1, round(shape[0] * k))
 
-# %% ../nbs/32_explorer.ipynb #0053
+# %% ../nbs/32_explorer.ipynb #0055
 def places(
     shape,  # (H, W) of the picture
 ):          # list of 4 (left, top), and the (w, h) of the whole sheet; pixels of the page
@@ -342,7 +342,7 @@ def places(
     spots = [(c * (w + GAP), HEAD + r * (h + HEAD + 6)) for r in (0, 1) for c in (0, 1)]
     return spots, (2 * w + GAP, 2 * (h + HEAD) + 6)
 
-# %% ../nbs/32_explorer.ipynb #0054
+# %% ../nbs/32_explorer.ipynb #0056
 def pixel_at(
     u, v,   # where on the sheet, fractions of its width and height
     shape,  # (H, W) of the picture
@@ -354,7 +354,7 @@ def pixel_at(
         x, y = u * W - left, v * H - top
         if 0 <= x < w and 0 <= y < h: return int(x * shape[1] / w), int(y * shape[0] / h)
 
-# %% ../nbs/32_explorer.ipynb #0057
+# %% ../nbs/32_explorer.ipynb #0059
 def viridis(
     v,    # (h, w) numbers
     top,  # what becomes the brightest colour; 0 becomes the darkest
@@ -362,7 +362,7 @@ def viridis(
     "Numbers as colours whose brightness grows with them."
     return matplotlib.colormaps['viridis'](np.clip(v / max(top, 1e-9), 0, 1), bytes=True)[..., :3]
 
-# %% ../nbs/32_explorer.ipynb #0058
+# %% ../nbs/32_explorer.ipynb #0060
 def four(
     view,  # View
 ):         # list of 4 (title, (h, w, 3) uint8)
@@ -374,7 +374,7 @@ def four(
     return [('picture', view.image), ('prediction', colourise(t.pred)), truth,
             (f'{what} of {name}, 0 to {grid.max():.2f}', viridis(grid[view.cls], float(grid.max())))]
 
-# %% ../nbs/32_explorer.ipynb #0059
+# %% ../nbs/32_explorer.ipynb #0061
 def mark(
     pen,         # ImageDraw
     left, top,   # corner of the panel, pixels of the page
@@ -391,7 +391,7 @@ def mark(
         if cols < W: pen.rectangle([v * SHARP for v in box], outline=colour, width=thick)
         pen.ellipse([v * SHARP for v in (x - 5, y - 5, x + 5, y + 5)], outline=colour, width=thick)
 
-# %% ../nbs/32_explorer.ipynb #0060
+# %% ../nbs/32_explorer.ipynb #0062
 def panels(
     view,  # View
 ):         # PIL image
@@ -407,14 +407,14 @@ def panels(
         mark(pen, left, top, view)
     return page
 
-# %% ../nbs/32_explorer.ipynb #0064
+# %% ../nbs/32_explorer.ipynb #0066
 def longest(
     weights,  # (N,) numbers from 0 to 1
 ):            # end of the axis
     "The shortest of four axes that holds them all."
     return next(v for v in (.1, .2, .5, 1) if weights.max() <= v or v == 1)
 
-# %% ../nbs/32_explorer.ipynb #0065
+# %% ../nbs/32_explorer.ipynb #0067
 def bars(
     view,  # View
 ):         # PIL image
@@ -433,10 +433,10 @@ def bars(
     for c in range(n): bar(pen, write, view, c, 46 + c * STEP, end)
     return page
 
-# %% ../nbs/32_explorer.ipynb #0066
+# %% ../nbs/32_explorer.ipynb #0068
 STEP, LEFT, WIDE = 19, 132, 136  # height of a row, start and length of the axis; pixels of the page
 
-# %% ../nbs/32_explorer.ipynb #0067
+# %% ../nbs/32_explorer.ipynb #0069
 def bar(
     pen, write,  # from `sheet`
     view,        # View
@@ -455,14 +455,14 @@ def bar(
     write(308, y + 6, f'{v:.3f}', 10, anchor='rm')
     if p.cosines is not None: write(350, y + 6, f'{p.cosines[c]:.2f}', 10, anchor='rm')
 
-# %% ../nbs/32_explorer.ipynb #0070
+# %% ../nbs/32_explorer.ipynb #0072
 def class_name(
     c,  # train id, IGNORE or None
 ):      # text
     "A train id in words."
     return 'unknown' if c is None else 'not labelled' if c == IGNORE else CLASSES[c]
 
-# %% ../nbs/32_explorer.ipynb #0071
+# %% ../nbs/32_explorer.ipynb #0073
 def setting(
     view,  # View of a network with a memory
 ):         # sentence
@@ -474,7 +474,7 @@ def setting(
     return (f'{now} the prediction differs in {changed:.1f} % of the pixels from the one at {view.tau:g}, '
             'as in training.')
 
-# %% ../nbs/32_explorer.ipynb #0072
+# %% ../nbs/32_explorer.ipynb #0074
 def words(
     view,  # View
 ):         # list of plain sentences
@@ -490,7 +490,7 @@ def words(
     lines.append(setting(view))
     return lines
 
-# %% ../nbs/32_explorer.ipynb #0077
+# %% ../nbs/32_explorer.ipynb #0079
 def soon(
     wait,  # seconds
     call,  # function without arguments
@@ -499,7 +499,7 @@ def soon(
     try: asyncio.get_running_loop().call_later(wait, call)
     except RuntimeError: call()
 
-# %% ../nbs/32_explorer.ipynb #0078
+# %% ../nbs/32_explorer.ipynb #0080
 class Latest:
     "However many changes arrive together, `work` runs once and sees the last of them."
 
@@ -523,7 +523,7 @@ class Latest:
         self.due = False
         self.work()
 
-# %% ../nbs/32_explorer.ipynb #0082
+# %% ../nbs/32_explorer.ipynb #0084
 def png(
     page,  # PIL image
 ):         # bytes of a PNG file
@@ -532,7 +532,7 @@ def png(
     page.save(file, 'PNG', compress_level=1)
     return file.getvalue()
 
-# %% ../nbs/32_explorer.ipynb #0083
+# %% ../nbs/32_explorer.ipynb #0085
 POINT = '''
 function render({model, el}) {
   const img = document.createElement("img");
@@ -560,7 +560,7 @@ function render({model, el}) {
 export default { render };
 '''
 
-# %% ../nbs/32_explorer.ipynb #0084
+# %% ../nbs/32_explorer.ipynb #0086
 @functools.cache
 def pointer_class():  # class of a picture with words that says where it was pressed; None without anywidget
     "A picture with alternative text, whose trait `at` is (u, v), fractions of its width and height."
@@ -572,7 +572,7 @@ def pointer_class():  # class of a picture with words that says where it was pre
         at = t.List(t.Float(), [-1., -1.]).tag(sync=True)
     return Pointer
 
-# %% ../nbs/32_explorer.ipynb #0085
+# %% ../nbs/32_explorer.ipynb #0087
 def picture_widget(
     pointing=True,  # let the reader press on it
 ):                  # widget with `value`: bytes of a PNG file
@@ -580,14 +580,14 @@ def picture_widget(
     if kind := pointer_class(): return kind(pointing=pointing)
     return widgets.Image(format='png', layout=dict(max_width='100%', height='auto'))
 
-# %% ../nbs/32_explorer.ipynb #0086
+# %% ../nbs/32_explorer.ipynb #0088
 def can_point(
     widget,  # of `picture_widget`
 ):           # bool
     "Does this picture say where it was pressed?"
     return widget.has_trait('pointing') and widget.pointing
 
-# %% ../nbs/32_explorer.ipynb #0087
+# %% ../nbs/32_explorer.ipynb #0089
 def put(
     widget,  # of `picture_widget`
     page,    # PIL image
@@ -599,11 +599,11 @@ def put(
     else: widget.width, widget.alt = wide, alt
     widget.value = png(page)
 
-# %% ../nbs/32_explorer.ipynb #0090
+# %% ../nbs/32_explorer.ipynb #0092
 FOLLOW, OWN = 'nearest row at the pixel', 'own picture'
 NO_POINTING = 'Choose the pixel with the sliders; to press on the picture, install anywidget.'
 
-# %% ../nbs/32_explorer.ipynb #0091
+# %% ../nbs/32_explorer.ipynb #0093
 def explorer_controls(
     desk,  # Desk
 ):         # dict: name -> widget
@@ -622,7 +622,7 @@ def explorer_controls(
                    readout_format='.3g'),
         memory=slider(widgets.Checkbox, 'read the memory', value=True))
 
-# %% ../nbs/32_explorer.ipynb #0092
+# %% ../nbs/32_explorer.ipynb #0094
 def spoken(
     lines,  # list of plain sentences
 ):          # HTML
@@ -631,7 +631,7 @@ def spoken(
     body = ''.join(f'<p style="{style}">{html.escape(line)}</p>' for line in lines)
     return f'<div role="status" aria-live="polite">{body}</div>'
 
-# %% ../nbs/32_explorer.ipynb #0093
+# %% ../nbs/32_explorer.ipynb #0095
 class Explorer:
     "The widget: controls, pictures, words. Show `.box`."
 
@@ -659,7 +659,7 @@ class Explorer:
         self.view, self.shown = self.desk.view(self.state()), self.shown + 1
         show_view(self, self.view)
 
-# %% ../nbs/32_explorer.ipynb #0094
+# %% ../nbs/32_explorer.ipynb #0096
 def show_view(
     e,     # Explorer
     view,  # View
@@ -670,7 +670,7 @@ def show_view(
     put(e.bars, bars(view), 'Nineteen bars. ' + lines[1])
     e.text.value = spoken(lines)
 
-# %% ../nbs/32_explorer.ipynb #0095
+# %% ../nbs/32_explorer.ipynb #0097
 def connect(
     e,  # Explorer
 ):
@@ -683,7 +683,7 @@ def connect(
     e.upload.observe(take_files, 'value')
     if can_point(e.sheet): e.sheet.observe(lambda change: on_point(e, change['new']), 'at')
 
-# %% ../nbs/32_explorer.ipynb #0096
+# %% ../nbs/32_explorer.ipynb #0098
 def fit_sliders(
     e,  # Explorer
 ):
@@ -694,14 +694,14 @@ def fit_sliders(
     c['street'].disabled = state.picture in e.desk.pictures
     c['tau'].disabled = c['memory'].disabled = e.desk.networks[state.method].mem is None
 
-# %% ../nbs/32_explorer.ipynb #0097
+# %% ../nbs/32_explorer.ipynb #0099
 def take_tau(
     e,  # Explorer
 ):
     "A network brings the temperature that it was trained with."
     e.controls['tau'].value = e.desk.networks[e.controls['method'].value].tau
 
-# %% ../nbs/32_explorer.ipynb #0098
+# %% ../nbs/32_explorer.ipynb #0100
 def on_point(
     e,   # Explorer
     at,  # (u, v) fractions of the sheet
@@ -710,7 +710,7 @@ def on_point(
     pixel = pixel_at(*at, picture_of(e.desk, e.state())[0].shape[:2])
     if pixel: e.controls['x'].value, e.controls['y'].value = pixel
 
-# %% ../nbs/32_explorer.ipynb #0099
+# %% ../nbs/32_explorer.ipynb #0101
 def load_own(
     e,             # Explorer
     name,          # path, or the name of an uploaded file
@@ -728,7 +728,7 @@ def load_own(
     e.controls['picture'].value = name
     e.latest(); e.latest.flush()
 
-# %% ../nbs/32_explorer.ipynb #0100
+# %% ../nbs/32_explorer.ipynb #0102
 def explorer_box(
     e,  # Explorer
 ):      # widget

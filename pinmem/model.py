@@ -76,6 +76,8 @@ class Parts(nn.Module):
 # %% ../nbs/14_model.ipynb #0011
 class Pinned(Parts):
     "The two directions of the memory: written from features, read by features."
+    statistics = 0.0  # share of BatchNorm's statistics that an image itself gives when the network answers
+
     def train(self, mode=True):
         "As usual, but frozen statistics stay frozen."
         super().train(mode)
@@ -90,11 +92,11 @@ class Pinned(Parts):
         "Eq 1-3: features and their labels move the memory; the result is M^."
         return update(mem, *class_means(self.updater(f), y1h), momentum)          # (N, C)
 
-    def recall(self, f, mem, noise=None):
-        "Eq 4-5: features ask the memory; returns r, s, w."
+    def recall(self, f, mem, noise=None, tau=None):
+        "Eq 4-5: features ask the memory, at the network's temperature or another; returns r, s, w."
         if noise is None and self.read == "gumbel" and self.training:
             noise = gumbel_noise((len(f), len(mem), *f.shape[-2:]), dtype=f.dtype, device=f.device)
-        qm, s, w = read(*(centre(f, mem) if self.read == "centred" else (f, mem)), self.tau, noise)
+        qm, s, w = read(*(centre(f, mem) if self.read == "centred" else (f, mem)), tau or self.tau, noise)
         with lower(f, self.precision): r = self.decoder.fusion(qm)
         return r, s, w                                                # (B, C, h, w), (B, N, h, w) twice
 

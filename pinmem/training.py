@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
+from .algorithms import ALGORITHMS, Algorithm
 from .at_size import out_of_memory
 from .labels import CLASSES
 from .normalisation import build_network
@@ -116,6 +117,7 @@ def load_run(
         raise ValueError(f"{Path(folder) / 'config.json'}: its model entry cannot be built ({error}); "
                          f"it was written by another version or edited") from None
     load_weights(model, Path(folder) / "model.safetensors")
+    model.statistics = ALGORITHMS.get(config.get("method"), Algorithm).statistics
     return model.eval(), config
 
 # %% ../nbs/21_training.ipynb #0022
