@@ -407,7 +407,7 @@ PRESETS = {
         model=dict(tau=0.1),
         algorithm=dict(lr=3e-3, encoder_lr=0.3),
         step=dict(alpha=0.1, objective="sum"),
-        data=dict(per_domain=2, crop=[256, 128], scale=[0.5, 2.0], photometric="strong", rare=0.25,
+        data=dict(per_domain=2, crop=[192, 96], scale=[0.5, 2.0], photometric="strong", rare=0.25,
                   balance=0.5)),
     "paper": dict(
         model=dict(updater="normalised", fusion="bias"),

@@ -581,7 +581,7 @@ def add_train(
     p.set_defaults(call=train)
 
 # %% ../nbs/23_cli.ipynb #0060
-DEFAULT_STEPS = 400
+DEFAULT_STEPS = 700
 
 # %% ../nbs/23_cli.ipynb #0061
 def add_evaluate(
@@ -634,8 +634,8 @@ def add_compare(
     p.add_argument("--preset", default="pinmem", choices=list(PRESETS))
     p.add_argument("--sources", default=",".join(SOURCES))
     p.add_argument("--targets", default=",".join(UNSEEN))
-    p.add_argument("--steps", type=int, default=200)
-    p.add_argument("--scenes", type=int, default=120, help="scenes drawn for each source style")
+    p.add_argument("--steps", type=int, default=400)
+    p.add_argument("--scenes", type=int, default=400, help="scenes drawn for each source style")
     p.add_argument("--exam", type=int, default=20, help="scenes drawn for scoring each style")
     p.add_argument("--processes", type=int, default=1, help="trainings at the same time")
     p.add_argument("--retry", action="store_true", help="run failed cells once more")

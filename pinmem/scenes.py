@@ -41,6 +41,7 @@ class Place:
     gap: float = .12                # chance of an opening between two houses
     roof: float = .7                # chance of a pitched roof
     trees: float = .22              # trees every 10 m a side
+    tall: tuple = (4., 11.)         # their height, m
     garden: float = .5              # trees behind the building line every 10 m
     species: tuple = ('leafy', 'leafy', 'bare', 'conifer')
     hedge: float = .15              # chance that a plot ends with a hedge, fence, wall
@@ -88,6 +89,11 @@ _SOURCE = [
           storeys=(4, 14), roof=.08, gap=.15, setback=(0., 3.), trees=.22, garden=.2, hedge=.06, fence=.2,
           wall=.08, cars=.9, parked=.35, heavy=(.1, .1, .06), people=16., bikes=1.5, motorbikes=.5,
           poles=1.3, asphalt=(60, 150), bend=.0015),
+    Style('winter', facades=('shop', 'shop', 'stone', 'brick', 'plaster'), roof=.6, setback=(0., .4), gap=.4,
+          pavement=(1.2, 3.5), trees=.7, tall=(6., 16.5), species=('bare', 'bare', 'bare', 'conifer'), hedge=.05,
+          fence=.35, wall=.3, parked=.3, people=10., bikes=4., poles=1.2, asphalt=(45, 110),
+          sky=('blue', 'white', 'cloudy', 'white'), sun=(.1, .9), elevation=(15, 35), warm=(-.08, .06),
+          exposure=(.75, 1.6)),
 ]
 
 # %% ../nbs/01_scenes.ipynb #0009
@@ -2015,7 +2021,7 @@ def furnish(
             if rng.random() < st.poles: add_post(s, near + sign * rng.uniform(0, .5), a)
             if rng.random() < st.trees and width > 1.6:
                 d, b = near + sign * rng.uniform(.2, 1.), a + rng.uniform(1, 5)
-                add_tree(s, d, b, rng.uniform(4, 11), 2, pick(s, st.species))
+                add_tree(s, d, b, rng.uniform(*st.tall), 2, pick(s, st.species))
             if rng.random() < st.garden and s.back[side] > 2:
                 d = s.line[side] - sign * rng.uniform(.3, s.back[side] - .8)
                 add_tree(s, d, max(a, 6), rng.uniform(1, 7), 2, pick(s, ('bush',) + st.species))
