@@ -358,7 +358,7 @@ CHOICES = {
 LIMITS = {
     "momentum": (0, 1), "tau": (1e-3, 1e3), "lam1": (0, 1e3), "lam2": (0, 1e3), "alpha": (0, 10),
     "lr": (0, 10), "encoder_lr": (0, 10), "weight_decay": (0, 10), "rare": (0, 1), "per_domain": (1, 256),
-    "weight": (0, 1e3), "start": (0, 10**9), "measure": (1, 10**9), "memory_images": (0, 10**9),
+    "weight": (0, 1e3), "start": (0, 10**9), "measure": (1, 10**9), "memory_images": (0, 10**9), "settle": (0, 10**9),
 }
 
 # %% ../nbs/20_algorithms.ipynb #0041
@@ -408,7 +408,7 @@ PRESETS = {
         algorithm=dict(lr=3e-3, encoder_lr=0.3),
         step=dict(alpha=0.1, objective="sum"),
         data=dict(per_domain=2, crop=[192, 96], scale=[0.5, 2.0], photometric="strong", rare=0.25,
-                  balance=0.5)),
+                  balance=0.5, settle=25)),
     "paper": dict(
         model=dict(updater="normalised", fusion="bias"),
         algorithm=SGD,

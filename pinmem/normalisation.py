@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NORMS', 'photometric_copy', 'stages', 'instance_norm', 'HalfNorm', 'add_ibn_a', 'norm_after_sum', 'add_instance_norm',
            'build_network', 'covariance', 'pair_variance', 'variance_groups', 'whitening_loss', 'outputs_of',
-           'instance_norms', 'sensitivity', 'target_statistics']
+           'instance_norms', 'sensitivity', 'target_statistics', 'collect_statistics']
 
 # %% ../nbs/18_normalisation.ipynb #0003
 from contextlib import contextmanager
@@ -222,3 +222,18 @@ def target_statistics(
     finally:
         for hook in hooks: hook.remove()
         for m, (mean, var) in kept.items(): m.running_mean, m.running_var = mean, var
+
+# %% ../nbs/18_normalisation.ipynb #0067
+@torch.no_grad()
+def collect_statistics(
+    model,   # any network; ends in evaluation mode
+    batches, # iterable of images (B, 3, H, W)
+):
+    "BatchNorm's running statistics become the mean over these batches; what is frozen stays."
+    model.train()
+    norms = {m: m.momentum for m in model.modules() if isinstance(m, nn.BatchNorm2d) and m.training}
+    for k, x in enumerate(batches):
+        for m in norms: m.momentum = 1 / (k + 1)
+        model(x)
+    for m, momentum in norms.items(): m.momentum = momentum
+    model.eval()

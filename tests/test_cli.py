@@ -212,3 +212,14 @@ def test_nan_stops_and_says_where(tmp_path, capsys, monkeypatch):
     out = tmp_path / "nan"
     assert "step 2" in refused(capsys, "train", "--steps", "4", "--out", str(out), "--targets", "night", *SMALL)
     assert all(torch.isfinite(t.float()).all() for t in load_file(out / "model.safetensors").values())
+
+
+def test_settling_changes_statistics_alone(run, tmp_path):
+    "The last act of a run: the same weights and memory, other statistics; the state from which a run goes on has the old ones."
+    out = tmp_path / "plain"
+    assert main(["train", "--steps", "4", "--out", str(out), "--targets", "night", "--set", "settle=0", *SMALL]) == 0
+    settled, plain = load_file(run / "model.safetensors"), load_file(out / "model.safetensors")
+    changed = {name.rsplit(".", 1)[1] for name in plain if not torch.equal(settled[name], plain[name])}
+    assert changed == {"running_mean", "running_var", "num_batches_tracked"}
+    state = torch.load(run / "state.pt", weights_only=True)["model"]
+    assert all(torch.equal(state[name], plain[name]) for name in plain)
