@@ -554,8 +554,11 @@ function render({model, el}) {
     img.addEventListener("pointerdown", e => { img.setPointerCapture(e.pointerId); point(e); });
     img.addEventListener("pointermove", e => { if (e.buttons & 1) point(e); });
   }
+  const mark = e => { if (el.closest(".widget-vbox")?.contains(e.target)) e.target.dataset.lmSuppressShortcuts = true; };
+  document.addEventListener("focusin", mark);
   model.on("change:value", draw); draw();
   el.appendChild(img);
+  return () => document.removeEventListener("focusin", mark);
 }
 export default { render };
 '''

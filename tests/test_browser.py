@@ -28,7 +28,7 @@ from pinmem.training import save_model
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = ("--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
          "--disable-component-update --disable-sync").split()
-MISSING = [name for name in ("playwright", "voila", "anywidget", "jupyterlab") if not importlib.util.find_spec(name)]
+MISSING = [name for name in ("playwright", "voila", "anywidget", "jupyterlab", "notebook") if not importlib.util.find_spec(name)]
 MISSING += [] if CHROMIUM else ["a chromium browser"]
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")]
 PATIENCE = 120_000  # ms, for a busy machine
@@ -104,8 +104,8 @@ class Page:
         self.page.on("request", lambda r: own in r.url or r.url.startswith("data:") or self.outside.append(r.url))
         self.page.goto(url)
 
-    def clean(self):
-        assert self.errors == [] and self.outside == []
+    def clean(self, *known):
+        assert set(self.errors) <= set(known) and self.outside == []
 
     def locator(self, css, **more): return self.page.locator(css + ":visible", **more)
 
@@ -266,50 +266,61 @@ def test_nobody_else_can_connect(app):
         with pytest.raises(OSError): socket.create_connection((address, port), 2)
 
 
-def test_jupyterlab(browser, runs, desk, tmp_path, environment):
-    "The notebook itself, run from top to bottom, and its widget over a run."
-    settings = tmp_path / "settings" / "@jupyterlab"
+@pytest.fixture
+def jupyter(runs, tmp_path, environment):
+    "A Jupyter server with one notebook, that of the explorer and two cells more: its address."
+    settings, work, nbs = tmp_path / "settings" / "@jupyterlab", tmp_path / "work", Path(__file__).parent.parent / "nbs"
     for place, value in (("apputils-extension/notification", {"fetchNews": "false", "checkForUpdates": False}),
                          ("notebook-extension/tracker", {"windowingMode": "none"})):
         (settings / place).parent.mkdir(parents=True, exist_ok=True)
         (settings / f"{place}.jupyterlab-settings").write_text(json.dumps(value))
-    notebook = json.loads((Path(__file__).parent.parent / "nbs" / "32_explorer.ipynb").read_text(encoding="utf-8"))
+    notebook = json.loads((nbs / "32_explorer.ipynb").read_text(encoding="utf-8"))
     last = f"from pinmem.explorer import load_networks\nExplorer(load_networks({[str(run) for run in runs]})).box"
     live = ("from pinmem.plots import LivePlot\nwatch, rows = LivePlot(every=2), []\nfor step in range(6):\n"
             "    rows.append({'step': step, 'loss': 1 / (1 + step)})\n    watch(rows)")
     notebook["cells"] += [dict(cell_type="code", id=name, execution_count=None, metadata={}, outputs=[], source=source)
                           for name, source in (("live", live), ("last", last))]
-    shutil.copytree(Path(__file__).parent.parent / "nbs" / "images", tmp_path / "work" / "images")
-    (tmp_path / "work" / "try.ipynb").write_text(json.dumps(notebook))
+    shutil.copytree(nbs / "images", work / "images")
+    (work / "try.ipynb").write_text(json.dumps(notebook))
     port = free_port()
     process = subprocess.Popen([sys.executable, "-m", "jupyterlab", "--no-browser", f"--port={port}", "--ServerApp.ip=127.0.0.1",
-                                "--IdentityProvider.token=", f"--ServerApp.root_dir={tmp_path / 'work'}", "--allow-root"],
-                               env={**os.environ, "JUPYTERLAB_SETTINGS_DIR": str(tmp_path / "settings")},
+                                "--IdentityProvider.token=", f"--ServerApp.root_dir={work}", "--allow-root"],
+                               env={**os.environ, "JUPYTERLAB_SETTINGS_DIR": str(settings.parent)},
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         wait_for(process, port)
-        page = Page(browser, f"http://127.0.0.1:{port}/lab/tree/try.ipynb")
-        page.page.get_by_text("| Idle").first.wait_for()
-        page.page.get_by_role("menuitem", name="Run", exact=True).click()
-        page.page.get_by_text("Run All Cells", exact=True).click()
-        cell = page.page.locator(".jp-CodeCell").last
-        cell.locator("[role=status] p").first.wait_for()
-        page.locator = lambda css, **more: cell.locator(css, **more)
-        watched = page.page.locator(".jp-CodeCell").nth(-2).locator(".jp-OutputArea-output img")
-        assert watched.count() == 1                                           # drawn three times, in one place
-        cell.scroll_into_view_if_needed()
-        state = State("filled", "town", 0, 128, 64, tau=0.1)
-        page.explores(view := desk.view(state))
-        for x, y, panel in ((200, 20, 1), (40, 100, 2)):
-            page.press(view, x, y, panel)
-            page.explores(desk.view(replace(state, x=x, y=y)))
-        page.slider("column x").focus()
-        page.page.keyboard.press("ArrowLeft")
-        page.explores(desk.view(replace(state, x=39, y=100)))
-        page.drag("row y", -1)
-        page.explores(desk.view(replace(state, x=39, y=0)))
-        assert page.page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr'] >> text=Error").count() == 0
-        page.clean()
+        yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
         process.wait(20)
+
+
+# Notebook 7 has an error of its own with every notebook: jupyter/notebook#7862
+@pytest.mark.parametrize("path, known", [
+    ("lab/tree", []), ("notebooks", ["Cannot read properties of undefined (reading 'schema')"])], ids=["lab", "notebook"])
+def test_jupyter(path, known, jupyter, browser, desk):
+    "The notebook itself, run from top to bottom, and its widget over a run."
+    page = Page(browser, f"{jupyter}/{path}/try.ipynb")
+    page.page.locator(":text('| Idle'), .jp-NotebookKernelStatus-fade").first.wait_for(state="attached")
+    page.page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.page.get_by_text("Run All Cells", exact=True).click()
+    cells = page.page.locator(".jp-CodeCell")
+    cell = cells.last
+    cell.locator("[role=status] p").first.wait_for()
+    page.locator = lambda css, **more: cell.locator(css, **more)
+    assert cells.nth(-2).locator(".jp-OutputArea-output img").count() == 1    # drawn three times, in one place
+    cell.scroll_into_view_if_needed()
+    state = State("filled", "town", 0, 128, 64, tau=0.1)
+    page.explores(view := desk.view(state))
+    for x, y, panel in ((200, 20, 1), (40, 100, 2)):
+        page.press(view, x, y, panel)
+        page.explores(desk.view(replace(state, x=x, y=y)))
+    count = cells.count()
+    page.slider("column x").focus()
+    for key in ("b", "ArrowLeft"): page.page.keyboard.press(key)              # for the slider alone: no new cell below
+    page.explores(desk.view(replace(state, x=39, y=100)))
+    assert cells.count() == count
+    page.drag("row y", -1)
+    page.explores(desk.view(replace(state, x=39, y=0)))
+    assert page.page.locator(".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr'] >> text=Error").count() == 0
+    page.clean(*known)
