@@ -264,7 +264,7 @@ def watchers(
     writer = board(folder, start)
     return found + ([functools.partial(to_board, writer)] if writer else [])
 
-# %% ../nbs/23_cli.ipynb #0028
+# %% ../nbs/23_cli.ipynb #0029
 def settle(
     model,   # trained
     batches, # DomainBatches
@@ -277,7 +277,7 @@ def settle(
     device, stream = next(model.parameters()).device, batches.stream(step, step + n)
     collect_statistics(model, (pool(batch)[0].to(device) for batch in stream))
 
-# %% ../nbs/23_cli.ipynb #0029
+# %% ../nbs/23_cli.ipynb #0030
 def learn(
     algorithm,  # from `make_algorithm`
     batches,    # DomainBatches
@@ -300,10 +300,10 @@ def learn(
         stream.close()
         save_model(folder, algorithm.model, config)
 
-# %% ../nbs/23_cli.ipynb #0031
+# %% ../nbs/23_cli.ipynb #0032
 EXAM = 7_000_000  # seed of every scene that is used for scoring
 
-# %% ../nbs/23_cli.ipynb #0032
+# %% ../nbs/23_cli.ipynb #0033
 def open_target(
     name,    # style or NAME:PATH
     config,  # dict of a run
@@ -312,7 +312,7 @@ def open_target(
     "Open a domain to be scored."
     return open_domain(name, n=n, seed=EXAM, size=tuple(config.get("size", (256, 128))) if name in STYLES else None)
 
-# %% ../nbs/23_cli.ipynb #0033
+# %% ../nbs/23_cli.ipynb #0034
 def predictor(
     model,           # a `MemoryNet`
     statistics=None, # share of the images' own statistics; None: as its method does
@@ -321,7 +321,7 @@ def predictor(
     device = next(model.parameters()).device
     return lambda x: answer(model, x.to(device), statistics).float().cpu()
 
-# %% ../nbs/23_cli.ipynb #0034
+# %% ../nbs/23_cli.ipynb #0035
 def score(
     model,          # a `MemoryNet`
     domains,        # list of domains
@@ -336,14 +336,14 @@ def score(
     if classes == 16: results = [rescore(result, SYNTHIA16) for result in results]
     return {domain.name: result for domain, result in zip(domains, results)}
 
-# %% ../nbs/23_cli.ipynb #0035
+# %% ../nbs/23_cli.ipynb #0036
 ROWS = {name for name, preset in PRESETS.items() if "sources" in preset}  # presets that are rows of the paper
 
-# %% ../nbs/23_cli.ipynb #0036
+# %% ../nbs/23_cli.ipynb #0037
 ROWS_OF = {"aggregation": "baseline", "mldg": "MLDG", "tsmldg": "TSMLDG", "ibn-b": "IBN-Net", "robustnet": "RobustNet",
            "pinmem": "Pin the Memory"}  # what the paper calls them
 
-# %% ../nbs/23_cli.ipynb #0037
+# %% ../nbs/23_cli.ipynb #0038
 def finish(
     model,    # trained
     config,   # dict of the run
@@ -362,7 +362,7 @@ def finish(
     report_run(folder, model.eval(), config, results, exams, targets)
     print(f"the report is in {folder / 'report.html'}")
 
-# %% ../nbs/23_cli.ipynb #0038
+# %% ../nbs/23_cli.ipynb #0039
 def report_run(
     folder,   # run directory
     model,    # trained
@@ -390,7 +390,7 @@ def report_run(
     write_report(folder / "report.html", title=f"pinmem: {config['method']}, seed {config['seed']}", config=config,
                  table=results, log=log, figures=figures, notes=notes)
 
-# %% ../nbs/23_cli.ipynb #0040
+# %% ../nbs/23_cli.ipynb #0041
 def evaluate_run(
     args,  # of `pinmem evaluate`
 ):
@@ -407,7 +407,7 @@ def evaluate_run(
     elif args.beside: print(beside_published(rows, args.beside, ROWS_OF.get(config.get("method"), "Pin the Memory")))
     else: print(domain_table(rows) + "\n\n" + per_class_table(rows))
 
-# %% ../nbs/23_cli.ipynb #0042
+# %% ../nbs/23_cli.ipynb #0043
 def look_at(
     args,  # of `pinmem data`
 ):
@@ -415,7 +415,7 @@ def look_at(
     report = look(open_domain(args.dataset), args.out, args.limit or None, not (args.json or args.quiet))
     print(json.dumps(report) if args.json else describe(report))
 
-# %% ../nbs/23_cli.ipynb #0044
+# %% ../nbs/23_cli.ipynb #0045
 def find_images(
     paths,  # files and folders
 ):          # -> list of files
@@ -430,7 +430,7 @@ def find_images(
         else: found.append(path)
     return found
 
-# %% ../nbs/23_cli.ipynb #0045
+# %% ../nbs/23_cli.ipynb #0046
 @torch.no_grad()
 def predict_image(
     model,      # a `MemoryNet` in evaluation mode
@@ -447,7 +447,7 @@ def predict_image(
     weights = out["w"][0].float().cpu() if out.get("w") is not None else None
     return logits[0].argmax(0).byte().cpu().numpy(), weights
 
-# %% ../nbs/23_cli.ipynb #0046
+# %% ../nbs/23_cli.ipynb #0047
 def write_image(
     path,   # PNG file
     array,  # (H, W) or (H, W, 3) uint8
@@ -455,7 +455,7 @@ def write_image(
     "Write a PNG in one piece."
     with whole_file(path) as part: Image.fromarray(array).save(part, "PNG")
 
-# %% ../nbs/23_cli.ipynb #0047
+# %% ../nbs/23_cli.ipynb #0048
 def predict(
     args,  # of `pinmem predict`
 ):
@@ -478,7 +478,7 @@ def predict(
         if args.memory: write_memory_maps(folder / f"{file.stem}_memory.png", image, weights)
     print(f"{len(files)} picture(s) in {folder}: NAME_mask.png holds class numbers, NAME_overlay.png colours")
 
-# %% ../nbs/23_cli.ipynb #0048
+# %% ../nbs/23_cli.ipynb #0049
 def write_memory_maps(
     path,     # PNG file
     image,    # (H, W, 3) uint8
@@ -492,7 +492,7 @@ def write_memory_maps(
     figure = memory_weight_maps(image, weights)
     with whole_file(path) as part: part.write_bytes(png_bytes(figure))
 
-# %% ../nbs/23_cli.ipynb #0050
+# %% ../nbs/23_cli.ipynb #0051
 def scenes(
     args,  # of `pinmem scenes`
 ):
@@ -508,7 +508,7 @@ def scenes(
         write_image(folder / "labels" / f"{i:05d}.png", mask)
     print(f"{args.n} scenes in {folder}; use them as folder:{folder}")
 
-# %% ../nbs/23_cli.ipynb #0052
+# %% ../nbs/23_cli.ipynb #0053
 def compare_runs(
     args,  # of `pinmem compare`
 ):
@@ -520,7 +520,7 @@ def compare_runs(
     compare(args.methods.split(","), [int(seed) for seed in args.seeds.split(",")], settings, args.out, None, args.processes,
             args.retry, **common)
 
-# %% ../nbs/23_cli.ipynb #0054
+# %% ../nbs/23_cli.ipynb #0055
 def convert_run(
     args,  # of `pinmem convert`
 ):
@@ -529,7 +529,7 @@ def convert_run(
     facts = convert(args.file, args.out)
     print(f"{args.out}: {', '.join(f'{name} {value}' for name, value in facts.items() if isinstance(value, str | int))}")
 
-# %% ../nbs/23_cli.ipynb #0055
+# %% ../nbs/23_cli.ipynb #0056
 def explore_run(
     args,  # of `pinmem explore`
 ):
@@ -537,7 +537,7 @@ def explore_run(
     from pinmem.app import explore
     explore(args.run, args.port, not args.no_browser)
 
-# %% ../nbs/23_cli.ipynb #0057
+# %% ../nbs/23_cli.ipynb #0058
 def size(
     text,  # '256x128'
 ):         # -> (width, height)
@@ -548,7 +548,7 @@ def size(
         raise argparse.ArgumentTypeError(f"{text!r}: width and height must be multiples of 16, 32 or more")
     return w, h
 
-# %% ../nbs/23_cli.ipynb #0058
+# %% ../nbs/23_cli.ipynb #0059
 def fraction(
     text,  # '0.25'
 ):         # -> number
@@ -558,13 +558,13 @@ def fraction(
     if not 0 <= value <= 1: raise argparse.ArgumentTypeError(f"{text!r}: expected a number from 0 to 1")
     return value
 
-# %% ../nbs/23_cli.ipynb #0059
+# %% ../nbs/23_cli.ipynb #0060
 class Parser(argparse.ArgumentParser):
     "An argument error is one line, like every other error."
     def error(self, text):
         self.exit(2, f"pinmem: {text}; see {self.prog} --help\n")
 
-# %% ../nbs/23_cli.ipynb #0060
+# %% ../nbs/23_cli.ipynb #0061
 def add_train(
     commands,  # from add_subparsers
 ):
@@ -594,10 +594,10 @@ def add_train(
     p.add_argument("--threads", type=int, help="threads that compute; fix it to repeat a run exactly")
     p.set_defaults(call=train)
 
-# %% ../nbs/23_cli.ipynb #0061
-DEFAULT_STEPS = 700
-
 # %% ../nbs/23_cli.ipynb #0062
+DEFAULT_STEPS = 600
+
+# %% ../nbs/23_cli.ipynb #0063
 def add_evaluate(
     commands,  # from add_subparsers
 ):
@@ -614,7 +614,7 @@ def add_evaluate(
     p.add_argument("--beside", metavar="TABLE", help="print the paper's numbers beside ours: gs-r50, g-r50, ...")
     p.set_defaults(call=evaluate_run)
 
-# %% ../nbs/23_cli.ipynb #0063
+# %% ../nbs/23_cli.ipynb #0064
 def add_pictures(
     commands,  # from add_subparsers
 ):
@@ -635,7 +635,7 @@ def add_pictures(
     p.add_argument("--json", action="store_true", help="print one JSON object")
     p.set_defaults(call=look_at)
 
-# %% ../nbs/23_cli.ipynb #0064
+# %% ../nbs/23_cli.ipynb #0065
 def add_compare(
     commands,  # from add_subparsers
 ):
@@ -656,7 +656,7 @@ def add_compare(
     p.add_argument("--out", default="runs/compare")
     p.set_defaults(call=compare_runs)
 
-# %% ../nbs/23_cli.ipynb #0065
+# %% ../nbs/23_cli.ipynb #0066
 def add_runs(
     commands,  # from add_subparsers
 ):
@@ -669,7 +669,7 @@ def add_runs(
     p.add_argument("--no-browser", action="store_true", help="print the address, do not open it")
     p.set_defaults(call=explore_run)
 
-# %% ../nbs/23_cli.ipynb #0066
+# %% ../nbs/23_cli.ipynb #0067
 def parser():  # -> ArgumentParser
     "The command line of pinmem."
     top = Parser(prog="pinmem", description="Pin the Memory: learn a class memory on some domains, read it on others.")
@@ -681,7 +681,7 @@ def parser():  # -> ArgumentParser
         if p.get_default("call") in (train, evaluate_run, predict): p.add_argument("--device", default="auto")
     return top
 
-# %% ../nbs/23_cli.ipynb #0067
+# %% ../nbs/23_cli.ipynb #0068
 def main(
     argv=None,  # list of words; None: the command line
 ):              # -> exit code: 0 fine, 2 a mistake in what was given, 130 interrupted
