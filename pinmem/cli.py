@@ -96,13 +96,13 @@ def change_of(
 def make_batches(
     config,     # dict of a run
     domains,    # its opened sources, drawn
-    workers=0,  # processes that read files; drawn streets need none
+    workers=0,  # processes that read files; one is enough for drawn streets
 ):              # -> DomainBatches
     "The batches of a run: step t is a function of (seed, t)."
     change, test = PHOTOMETRIC[config["photometric"]], config.get("photometric_test")
     if test and ALGORITHMS[config["method"]].splits:
         change = functools.partial(change_of, change, PHOTOMETRIC[test], len(domains), config["seed"])
-    processes = 0 if all(isinstance(domain, DrawnDomain) for domain in domains) else workers
+    processes = min(workers, 1) if all(isinstance(domain, DrawnDomain) for domain in domains) else workers
     return DomainBatches(domains, config["per_domain"], tuple(config["crop"]), config["seed"], workers=1, change=change,
                          processes=processes, scale=tuple(config["scale"]), rare=config["rare"])
 
