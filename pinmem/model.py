@@ -96,7 +96,8 @@ class Pinned(Parts):
         "Eq 4-5: features ask the memory, at the network's temperature or another; returns r, s, w."
         if noise is None and self.read == "gumbel" and self.training:
             noise = gumbel_noise((len(f), len(mem), *f.shape[-2:]), dtype=f.dtype, device=f.device)
-        qm, s, w = read(*(centre(f, mem) if self.read == "centred" else (f, mem)), tau or self.tau, noise)
+        qm, s, w = read(*(centre(f, mem) if self.read == "centred" else (f, mem)),
+                        self.tau if tau is None else tau, noise)
         with lower(f, self.precision): r = self.decoder.fusion(qm)
         return r, s, w                                                # (B, C, h, w), (B, N, h, w) twice
 
