@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['OPTIMISERS', 'ALGORITHMS', 'CHOICES', 'LIMITS', 'SGD', 'PRESETS', 'ROW', 'ABOUT_MEMORY', 'COMPUTE', 'SCORE',
            'parameter_groups', 'Resumable', 'answer', 'Algorithm', 'check_network', 'pool', 'Aggregation', 'IBNa',
-           'IBNb', 'Whitening', 'RobustNet', 'AggregationMemory', 'sides', 'split_batches', 'MLDG', 'FirstOrderMLDG',
-           'TSMLDG', 'PinTheMemory', 'EpisodicMemory', 'PinTheMemoryPlus', 'check_values', 'check_size', 'check_taught',
-           'row_sources', 'takes', 'defaults', 'place_of', 'fits', 'check_switch', 'plan', 'first_sources',
-           'read_switch', 'start_memory', 'weigh_classes']
+           'IBNb', 'Whitening', 'RobustNet', 'joint_loss', 'AggregationMemory', 'sides', 'split_batches', 'MLDG',
+           'FirstOrderMLDG', 'TSMLDG', 'PinTheMemory', 'EpisodicMemory', 'PinTheMemoryPlus', 'check_values',
+           'check_size', 'check_taught', 'row_sources', 'takes', 'defaults', 'place_of', 'fits', 'check_switch', 'plan',
+           'first_sources', 'read_switch', 'start_memory', 'weigh_classes']
 
 # %% ../nbs/20_algorithms.ipynb #0003
 import ast, difflib, inspect
@@ -211,6 +211,16 @@ class RobustNet(Aggregation):
         self.whitening.put_back(state["variances"])
 
 # %% ../nbs/20_algorithms.ipynb #0024
+def joint_loss(
+    model,  # a `MemoryNet`
+    x, y,   # images and labels of all domains
+    **step, # momentum, lam1, lam2, reduction
+):          # -> loss, dict of its terms
+    "L_read + L_update on one batch; without a memory L_seg."
+    loss, terms, _ = meta_train(model, dict(model.named_parameters()), dict(model.named_buffers()), model.mem, x, y, **step)
+    return loss, terms
+
+# %% ../nbs/20_algorithms.ipynb #0025
 class AggregationMemory(Aggregation):
     "Read and write the memory on the same images: no split, no inner step."
     network = dict(memory=True)
@@ -227,18 +237,14 @@ class AggregationMemory(Aggregation):
         super().__init__(model, **shared)
         self.step = check_values(momentum=momentum, lam1=lam1, lam2=lam2, reduction=reduction)
 
-    def loss(self, x, y):
-        params, buffers = dict(self.model.named_parameters()), dict(self.model.named_buffers())
-        mem = buffers.pop("mem")
-        loss, terms, _ = meta_train(self.model, params, buffers, mem, x, y, **self.step)
-        return loss, terms
+    def loss(self, x, y): return joint_loss(self.model, x, y, **self.step)
 
     def update(self, batches):
         losses = super().update(batches)
         self.model.mem = write_memory(self.model, self.model.mem, *pool(batches), self.step["momentum"])
         return losses
 
-# %% ../nbs/20_algorithms.ipynb #0026
+# %% ../nbs/20_algorithms.ipynb #0027
 def sides(
     n,     # number of domains
     seed,  # of the run
@@ -247,7 +253,7 @@ def sides(
     "Algorithm 1, first line: split the domains, a function of (seed, step)."
     return split_domains(list(range(n)), np.random.default_rng([seed, step, 2]))
 
-# %% ../nbs/20_algorithms.ipynb #0027
+# %% ../nbs/20_algorithms.ipynb #0028
 def split_batches(
     batches,  # list of (x, y), one for each domain
     seed,     # of the run
@@ -256,7 +262,7 @@ def split_batches(
     "The batches of both sides."
     return [pool([batches[i] for i in side]) for side in sides(len(batches), seed, step)]
 
-# %% ../nbs/20_algorithms.ipynb #0028
+# %% ../nbs/20_algorithms.ipynb #0029
 class MLDG(Algorithm):
     "An inner step on some domains must help on the others; no memory."
     splits = True
@@ -267,14 +273,32 @@ class MLDG(Algorithm):
         alpha=0.01,      # inner rate, times the rate factor of the schedule
         order=2,         # 2: exact; 1: the inner gradient is taken as a constant
         objective="sum", # step on 'outer' (Eq 11) or on 'sum' = inner + outer
+        warm=0,          # number of first steps on all domains together, without a split
         **shared,        # keywords of `Algorithm`
     ):
         super().__init__(model, **shared)
-        self.alpha, self.step = alpha, check_values(order=order, objective=objective)
+        self.alpha, self.warm, self.step = alpha, warm, check_values(order=order, objective=objective)
+        check_values(warm=warm)
 
     def update(self, batches):
-        mtr, mte = split_batches(batches, self.seed, self.steps)
         self.model.train()
+        warm = self.steps < self.warm
+        losses = self.joint_step(*pool(batches)) if warm else self.meta_step(*split_batches(batches, self.seed, self.steps))
+        self.steps += 1
+        return {name: float(value) for name, value in losses.items()}
+
+    def joint_step(self, x, y):
+        "All domains in one batch."
+        step = {name: value for name, value in self.step.items() if name in ("momentum", "lam1", "lam2", "reduction")}
+        loss, terms = joint_loss(self.model, x, y, **step)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimiser.step()
+        self.write((x, y))
+        return {name: value.detach() for name, value in terms.items()}
+
+    def meta_step(self, mtr, mte):
+        "An inner step on `mtr`, judged on `mte`."
         params, buffers = dict(self.model.named_parameters()), dict(self.model.named_buffers())
         step = meta_gradients(self.model, params, buffers, self.model.mem, mtr, mte,
                               alpha=self.alpha * self.rate, **self.step)
@@ -282,23 +306,22 @@ class MLDG(Algorithm):
         self.optimiser.step()                                                        # Theta*
         self.model.load_state_dict(step.buffers, strict=False)                       # statistics moved once
         self.write(mtr)
-        self.steps += 1
-        return {name: float(value) for name, value in step.losses.items()}
+        return step.losses
 
     def write(self, mtr): "What is done with the new weights; without memory nothing."
 
-# %% ../nbs/20_algorithms.ipynb #0029
+# %% ../nbs/20_algorithms.ipynb #0030
 class FirstOrderMLDG(MLDG):
     "MLDG that takes the inner gradient as a constant."
     fixed = dict(order=1)
     def __init__(self, model, **keywords): super().__init__(model, **keywords, **self.fixed)
 
-# %% ../nbs/20_algorithms.ipynb #0030
+# %% ../nbs/20_algorithms.ipynb #0031
 class TSMLDG(MLDG):
     "MLDG; at test BatchNorm takes its statistics from the images it is given together."
     network, statistics = dict(memory=False, frozen_stats=False), 1.0
 
-# %% ../nbs/20_algorithms.ipynb #0032
+# %% ../nbs/20_algorithms.ipynb #0033
 class PinTheMemory(MLDG):
     "Algorithm 1: write the memory on some domains so that reading it helps on the others."
     network = dict(memory=True)
@@ -314,7 +337,7 @@ class PinTheMemory(MLDG):
         lam2=0.2,         # weight of the divergence loss
         reduction="mean", # of the classification term of L_div over rows
         prime="prime_frozen_e", # memory of the meta-test (Table 6), see `prime_memory`
-        **shared,         # keywords of `Algorithm`
+        **shared,         # keywords of `MLDG` and `Algorithm`: warm, lr, ...
     ):
         super().__init__(model, alpha, order, objective, **shared)
         self.momentum = momentum
@@ -324,18 +347,18 @@ class PinTheMemory(MLDG):
     def write(self, mtr):
         self.model.mem = write_memory(self.model, self.model.mem, *mtr, self.momentum)  # Eq 12
 
-# %% ../nbs/20_algorithms.ipynb #0034
+# %% ../nbs/20_algorithms.ipynb #0035
 class EpisodicMemory(PinTheMemory):
     "Write on some domains, read on the others, no inner step."
     fixed = dict(alpha=0.0, order=1)
     def __init__(self, model, **keywords): super().__init__(model, **keywords, **self.fixed)
 
-# %% ../nbs/20_algorithms.ipynb #0036
+# %% ../nbs/20_algorithms.ipynb #0037
 class PinTheMemoryPlus(PinTheMemory):
     "Ours: Pin the Memory, read around the mean row, answering with a quarter of the image's own statistics."
     network, statistics = dict(memory=True, read="centred"), 0.25
 
-# %% ../nbs/20_algorithms.ipynb #0037
+# %% ../nbs/20_algorithms.ipynb #0038
 ALGORITHMS = {
     "aggregation": Aggregation, "aggregation-memory": AggregationMemory,
     "mldg": MLDG, "mldg-first": FirstOrderMLDG,
@@ -344,7 +367,7 @@ ALGORITHMS = {
     "pinmem+": PinTheMemoryPlus,
 }
 
-# %% ../nbs/20_algorithms.ipynb #0039
+# %% ../nbs/20_algorithms.ipynb #0040
 CHOICES = {
     "order": (1, 2), "objective": ("sum", "outer"), "reduction": ("mean", "sum"),
     "prime": ("hat", "prime", "prime_frozen_e", "prime_frozen_eu"),
@@ -354,14 +377,14 @@ CHOICES = {
     "precision": ("float32", "bf16"), "checkpoint": (False, True), "classes": (19, 16), "flip": (False, True),
 }
 
-# %% ../nbs/20_algorithms.ipynb #0040
+# %% ../nbs/20_algorithms.ipynb #0041
 LIMITS = {
     "momentum": (0, 1), "tau": (1e-3, 1e3), "lam1": (0, 1e3), "lam2": (0, 1e3), "alpha": (0, 10),
     "lr": (0, 10), "encoder_lr": (0, 10), "weight_decay": (0, 10), "rare": (0, 1), "per_domain": (1, 256),
-    "weight": (0, 1e3), "start": (0, 10**9), "measure": (1, 10**9), "memory_images": (0, 10**9), "settle": (0, 10**9),
+    "weight": (0, 1e3), "warm": (0, 10**9), "start": (0, 10**9), "measure": (1, 10**9), "memory_images": (0, 10**9), "settle": (0, 10**9),
 }
 
-# %% ../nbs/20_algorithms.ipynb #0041
+# %% ../nbs/20_algorithms.ipynb #0042
 def check_values(
     **values,  # keyword -> value
 ):             # -> the same dict
@@ -378,7 +401,7 @@ def check_values(
         if name in ("crop", "window") and value is not None: check_size(name, value)
     return values
 
-# %% ../nbs/20_algorithms.ipynb #0042
+# %% ../nbs/20_algorithms.ipynb #0043
 def check_size(
     name,   # of a switch
     value,  # its value
@@ -387,7 +410,7 @@ def check_size(
     if isinstance(value, (list, tuple)) and len(value) == 2 and all(type(v) is int and v >= 32 for v in value): return
     raise ValueError(f"{name} is {value!r}; expected [WIDTH, HEIGHT], each 32 or more, for example {name}=[256,128]; change it")
 
-# %% ../nbs/20_algorithms.ipynb #0045
+# %% ../nbs/20_algorithms.ipynb #0046
 def check_taught(
     prime, lam2, objective, order, # of `PinTheMemory`
     **others,                      # its other switches
@@ -398,15 +421,16 @@ def check_taught(
     raise ValueError(f"prime={prime!r} contradicts {other}: the first keeps the meta-test from teaching U, the second "
                      f"keeps L_div from it, so nothing would teach U; change one of them")
 
-# %% ../nbs/20_algorithms.ipynb #0061
+# %% ../nbs/20_algorithms.ipynb #0064
 SGD = dict(optimiser="sgd", lr=0.01, encoder_lr=1.0, weight_decay=5e-4, schedule="exp")
 
-# %% ../nbs/20_algorithms.ipynb #0062
+# %% ../nbs/20_algorithms.ipynb #0065
 PRESETS = {
     "pinmem": dict(
         model=dict(tau=0.1),
         algorithm=dict(lr=3e-3, encoder_lr=0.3),
         step=dict(alpha=0.1, objective="sum"),
+        warm=0.5,                                                      # share of the run; `plan` makes steps of it
         data=dict(per_domain=2, crop=[192, 96], scale=[0.5, 2.0], photometric="strong", rare=0.25,
                   balance=0.5, settle=25)),
     "paper": dict(
@@ -423,7 +447,7 @@ PRESETS = {
                   balance=0.0)),
 }
 
-# %% ../nbs/20_algorithms.ipynb #0065
+# %% ../nbs/20_algorithms.ipynb #0068
 ROW = dict(
     sources=("gtav", "synthia"), steps=120_000, stop=30_000,
     model=dict(encoder="resnet50.tv_in1k", head="deeplabv3plus", label_mode="bilinear", coh_at="labels"),
@@ -433,7 +457,7 @@ ROW = dict(
               balance=0.0, memory_images=0),
     score=dict(classes=19, window=None, flip=False, height=None))
 
-# %% ../nbs/20_algorithms.ipynb #0066
+# %% ../nbs/20_algorithms.ipynb #0069
 PRESETS |= {
     "gs-r50": ROW,
     "gsi-r50": {**ROW, "sources": ("gtav", "synthia", "idd")},
@@ -442,7 +466,7 @@ PRESETS |= {
                 "model": {**ROW["model"], "encoder": "resnet101.tv_in1k", "head": "deeplabv2", "early_stride": True}},
 }
 
-# %% ../nbs/20_algorithms.ipynb #0068
+# %% ../nbs/20_algorithms.ipynb #0071
 def row_sources(
     preset,   # key of PRESETS that names its sources
     sources,  # as on the command line: 'gtav:PATH', or styles
@@ -460,7 +484,7 @@ def row_sources(
         sources = [sources[given.index(kind)] for kind in wanted]
     return list(sources) * (2 if splits and len(sources) == 1 else 1)
 
-# %% ../nbs/20_algorithms.ipynb #0071
+# %% ../nbs/20_algorithms.ipynb #0074
 def takes(
     cls,  # an algorithm
 ):        # -> set of keywords that may be set for it
@@ -469,10 +493,10 @@ def takes(
     names = {n for init in inits for n in inspect.signature(init).parameters}
     return names - {"self", "model", "shared", "keywords", "seed"} - set(cls.fixed)
 
-# %% ../nbs/20_algorithms.ipynb #0074
+# %% ../nbs/20_algorithms.ipynb #0077
 ABOUT_MEMORY = {"tau", "read", "updater", "fusion", "label_mode", "coh_at"}  # useless without 𝓜
 
-# %% ../nbs/20_algorithms.ipynb #0075
+# %% ../nbs/20_algorithms.ipynb #0078
 def defaults(
     call,  # a function or class
 ):         # -> dict: keyword -> default
@@ -480,13 +504,13 @@ def defaults(
     parameters = inspect.signature(call).parameters.items()
     return {name: p.default for name, p in parameters if p.default is not p.empty}
 
-# %% ../nbs/20_algorithms.ipynb #0076
+# %% ../nbs/20_algorithms.ipynb #0079
 COMPUTE = dict(precision="float32", checkpoint=False)                 # how a step is computed, see notebook 19
 
-# %% ../nbs/20_algorithms.ipynb #0077
+# %% ../nbs/20_algorithms.ipynb #0080
 SCORE = dict(classes=19, window=None, flip=False, height=None)        # how a run is scored, see notebook 22
 
-# %% ../nbs/20_algorithms.ipynb #0078
+# %% ../nbs/20_algorithms.ipynb #0081
 def place_of(
     name,  # of a switch
 ):         # -> 'algorithm', 'model', 'data', 'run', 'compute' or 'score'
@@ -502,7 +526,7 @@ def place_of(
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise ValueError(f"unknown switch {name!r}; {hint}choose {', '.join(known)}")
 
-# %% ../nbs/20_algorithms.ipynb #0080
+# %% ../nbs/20_algorithms.ipynb #0083
 def fits(
     cls,   # an algorithm
     name,  # of a switch
@@ -513,6 +537,7 @@ def fits(
     if name in cls.network and value == fixed[name]: return None
     if name in fixed: return f"it means {name}={fixed[name]}"
     if name == "domains": return "it splits its domains in two" if cls.splits and value == 1 else None
+    if name == "warm" and not value: return None
     if name == "photometric_test": return None if cls.splits or not value else "it has no meta-test"
     if name == "checkpoint" and value and cls.network.get("norm") == "isw": return "its loss needs the inside of E"
     if name in ABOUT_MEMORY: return None if cls.network["memory"] else "it has no memory"
@@ -521,7 +546,7 @@ def fits(
     if name in meta: return "it takes no inner step"
     return "it has no memory" if name in takes(AggregationMemory) else "it has no such part"
 
-# %% ../nbs/20_algorithms.ipynb #0081
+# %% ../nbs/20_algorithms.ipynb #0084
 def check_switch(
     method,  # key of ALGORITHMS
     name,    # of a switch
@@ -536,7 +561,7 @@ def check_switch(
         raise ValueError(f"{name}={value!r} contradicts method {method!r}: {why}; leave the switch out or choose "
                          f"{others}")
 
-# %% ../nbs/20_algorithms.ipynb #0083
+# %% ../nbs/20_algorithms.ipynb #0086
 def plan(
     method="pinmem",  # key of ALGORITHMS
     preset="pinmem",  # key of PRESETS
@@ -551,7 +576,8 @@ def plan(
     cls, base = ALGORITHMS[method], PRESETS[preset]
     asked = {place: {} for place in ("model", "algorithm", "data", "run", "compute", "score")}
     for name, value in switches.items(): asked[place_of(name)][name] = value
-    wanted = {"start": max(steps // 5, 1), **base["algorithm"], **base["step"], **asked["algorithm"]}
+    shares = {"start": max(steps // 5, 1), "warm": int(steps * base.get("warm", 0))}
+    wanted = {**shares, **base["algorithm"], **base["step"], **asked["algorithm"]}
     algorithm = {name: value for name, value in wanted.items() if name in takes(cls)}
     if issubclass(cls, PinTheMemory): check_taught(**{**defaults(PinTheMemory), **algorithm, **cls.fixed})
     if "sources" in base: sources = row_sources(preset, sources, cls.splits)
@@ -560,7 +586,7 @@ def plan(
                 data={**base["data"], **asked["data"]}, sources=first_sources(sources, **asked["run"]),
                 **{place: values for place, values in more.items() if values})
 
-# %% ../nbs/20_algorithms.ipynb #0084
+# %% ../nbs/20_algorithms.ipynb #0087
 def first_sources(
     sources,      # names
     domains=None, # how many of them
@@ -572,7 +598,7 @@ def first_sources(
                          f"sources; or name more sources")
     return list(sources)[:domains]
 
-# %% ../nbs/20_algorithms.ipynb #0088
+# %% ../nbs/20_algorithms.ipynb #0091
 def read_switch(
     text,  # 'name=value'
 ):         # -> (name, value)
@@ -584,7 +610,7 @@ def read_switch(
     except (ValueError, SyntaxError): value = value.strip()
     return name.strip(), value
 
-# %% ../nbs/20_algorithms.ipynb #0093
+# %% ../nbs/20_algorithms.ipynb #0096
 @torch.no_grad()
 def start_memory(
     model,          # `MemoryNet`; nothing happens when it has no memory
@@ -607,7 +633,7 @@ def start_memory(
     model.mem = mem
     return (~seen).nonzero()[:, 0].tolist()
 
-# %% ../nbs/20_algorithms.ipynb #0096
+# %% ../nbs/20_algorithms.ipynb #0099
 def weigh_classes(
     model,     # `MemoryNet`; its `class_weight` is set
     domains,   # source domains

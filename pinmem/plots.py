@@ -267,7 +267,7 @@ def loss_curves(
     names=None, # which to draw; default: all but step, rate and time
     fig=None,   # Figure to draw on, wiped first; default: a new one
 ):              # Figure, one panel a loss
-    "Every loss over the steps: raw, and its running mean over 1/20 of the run."
+    "Every loss over the steps that have it: raw, and its running mean over 1/20 of them."
     names = [n for n in log if n not in NOT_LOSSES] if names is None else list(names)
     if not names: raise ValueError(f'loss_curves: log holds {list(log)}; expected at least one loss; '
                                    'pass the log of a run')
@@ -277,7 +277,8 @@ def loss_curves(
     fig.clear()
     for k, name in enumerate(names):
         ax, v = fig.add_subplot(rows, cols, k + 1), np.asarray(log[name], float)
-        x = np.asarray(log.get('step', range(len(v))))
+        x, there = np.asarray(log.get('step', range(len(v)))), ~np.isnan(v)   # a run may start without a meta-test
+        x, v = x[there], v[there]
         ax.plot(x, v, color='0.75', lw=.7, label='each step')
         ax.plot(x, smooth(v, max(1, len(v) // 20) | 1), color='#0072B2', lw=1.6, label='running mean')
         ax.set_title(name, fontsize=9); ax.tick_params(labelsize=8)

@@ -98,11 +98,12 @@ def result_tables(
 def log_table(
     log,  # dict: name -> list of numbers, one a step
 ):        # HTML: each loss at the start and at the end
-    "First and last tenth of every loss."
-    names = [n for n in log if n != 'step' and len(log[n])]
-    mean = lambda v: f'{np.mean(v):.3f}'
-    tenth = max(1, len(log[names[0]]) // 10) if names else 1
-    rows = [[n, mean(log[n][:tenth]), mean(log[n][-tenth:])] for n in names]
+    "First and last tenth of every loss, among the steps that have it."
+    rows = []
+    for name, values in log.items():
+        values = [v for v in values if not np.isnan(v)]
+        tenth = max(1, len(values) // 10)
+        if name != 'step' and values: rows.append([name, *(f'{np.mean(v):.3f}' for v in (values[:tenth], values[-tenth:]))])
     return table_html(['', 'first tenth', 'last tenth'], rows)
 
 # %% ../nbs/33_report.ipynb #0023

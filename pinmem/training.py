@@ -195,25 +195,26 @@ def load_state(
 # %% ../nbs/21_training.ipynb #0032
 def read_log(
     path,  # log.csv
-):         # -> dict: column -> list of floats
+):         # -> dict: column -> list of floats, nan where a step had no such loss
     "Read a log back, column by column."
     if not Path(path).exists(): return {}
     with open(path, newline="", encoding="utf-8") as file: rows = list(csv.DictReader(file))
-    return {key: [float(row[key]) for row in rows] for key in (rows[0] if rows else [])}
+    return {key: [float(row[key] or 'nan') for row in rows] for key in (rows[0] if rows else [])}
 
 # %% ../nbs/21_training.ipynb #0033
 def write_log(
     path,  # log.csv
-    rows,  # list of dicts with the same keys, 'step' among them
+    rows,  # list of dicts, 'step' among their keys
 ):
     "Add `rows` to a CSV file; lines of the same or later steps are replaced."
     if not rows: return
     old = read_log(path)
     keep = [dict(zip(old, values)) for values in zip(*old.values()) if values[list(old).index("step")] < rows[0]["step"]]
     with whole_file(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(name for row in keep + rows for name in row)))
         writer.writeheader()
-        writer.writerows([{**row, "step": int(row["step"])} for row in keep + rows])
+        for row in keep + rows:
+            writer.writerow({name: int(v) if name == "step" else v for name, v in row.items() if not math.isnan(v)})
 
 # %% ../nbs/21_training.ipynb #0036
 def checked_update(
