@@ -21,13 +21,14 @@ import pinmem
 from .algorithms import (ALGORITHMS, COMPUTE, PRESETS, SCORE, answer, check_switch, defaults, place_of, plan, pool, read_switch,
                                sides, start_memory, takes, weigh_classes)
 from .at_size import Forecast, compute_in, out_of_memory, recompute_encoder
-from .data import DomainBatches, DrawnDomain, PHOTOMETRIC, cache, open_domain, read_image, to_tensor, virtual_domains
+from .data import (DEFAULT_SOURCES, RENDERED, DomainBatches, DrawnDomain, PHOTOMETRIC, cache, open_domain, read_image, to_tensor,
+                         virtual_domains)
 from .datasets import describe, look
 from .evaluation import beside_published, domain_table, evaluate, per_class_table, published, rescore
 from .labels import SYNTHIA16, colourise
 from .model import STRIDES, build_model, sizes_of
 from .normalisation import build_network, collect_statistics, target_statistics
-from .scenes import SOURCES, STYLES, UNSEEN, draw
+from .scenes import STYLES, UNSEEN, draw
 from .training import (NoMemory, NotFinite, board, fit, load_run, load_state, read_config, read_log, save_model, to_board,
                              whole_file)
 
@@ -47,7 +48,7 @@ def open_sources(
     size,    # (width, height) of the scenes
 ):           # -> list of domains
     "Open the source domains; explains itself when there are too few."
-    if not names: raise ValueError("--sources is empty: name at least two domains, for example --sources " + ",".join(SOURCES))
+    if not names: raise ValueError("--sources is empty: name at least two domains, for example --sources " + ",".join(DEFAULT_SOURCES))
     if len(names) == 1 and ALGORITHMS[method].splits:
         raise ValueError(f"--sources has only {names[0]}: {method} splits its sources into meta-train and meta-test and "
                          f"needs two or more; add another one, or write --sources {names[0]},{names[0]} to learn from two "
@@ -96,13 +97,14 @@ def change_of(
 def make_batches(
     config,     # dict of a run
     domains,    # its opened sources, drawn
-    workers=0,  # processes that read files; one is enough for drawn streets
+    workers=0,  # processes that read files; one is enough for our own small streets
 ):              # -> DomainBatches
     "The batches of a run: step t is a function of (seed, t)."
     change, test = PHOTOMETRIC[config["photometric"]], config.get("photometric_test")
     if test and ALGORITHMS[config["method"]].splits:
         change = functools.partial(change_of, change, PHOTOMETRIC[test], len(domains), config["seed"])
-    processes = min(workers, 1) if all(isinstance(domain, DrawnDomain) for domain in domains) else workers
+    small = all(isinstance(domain, DrawnDomain) or domain.name == RENDERED for domain in domains)
+    processes = min(workers, 1) if small else workers
     return DomainBatches(domains, config["per_domain"], tuple(config["crop"]), config["seed"], workers=1, change=change,
                          processes=processes, scale=tuple(config["scale"]), rare=config["rare"])
 
@@ -128,7 +130,7 @@ def plan_run(
     if args.method not in ALGORITHMS:
         raise ValueError(f"--method {args.method}: unknown; choose {' or '.join(ALGORITHMS)}")
     row = PRESETS[args.preset]  # a row of the paper names its sources and its length, the other presets do not
-    usual = ([], []) if "sources" in row else (SOURCES, UNSEEN)
+    usual = ([], []) if "sources" in row else (DEFAULT_SOURCES, UNSEEN)
     sources, targets = (split_names(",".join(names if given is None else given))
                         for names, given in zip(usual, (args.sources, args.targets)))
     steps = row.get("steps", DEFAULT_STEPS) if args.steps is None else args.steps
@@ -595,7 +597,7 @@ def add_train(
     p.set_defaults(call=train)
 
 # %% ../nbs/23_cli.ipynb #0062
-DEFAULT_STEPS = 600
+DEFAULT_STEPS = 700
 
 # %% ../nbs/23_cli.ipynb #0063
 def add_evaluate(
@@ -646,9 +648,9 @@ def add_compare(
     p.add_argument("--setting", action="append", default=[], metavar="'NAME=VALUE ...'", help="switches; repeat for more")
     p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a switch for every setting")
     p.add_argument("--preset", default="pinmem", choices=list(PRESETS))
-    p.add_argument("--sources", default=",".join(SOURCES))
+    p.add_argument("--sources", default=",".join(DEFAULT_SOURCES))
     p.add_argument("--targets", default=",".join(UNSEEN))
-    p.add_argument("--steps", type=int, default=400)
+    p.add_argument("--steps", type=int, default=DEFAULT_STEPS)
     p.add_argument("--scenes", type=int, default=400, help="scenes drawn for each source style")
     p.add_argument("--exam", type=int, default=20, help="scenes drawn for scoring each style")
     p.add_argument("--processes", type=int, default=1, help="trainings at the same time")

@@ -18,8 +18,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 import numpy as np
 from .algorithms import ALGORITHMS, plan
+from .data import DEFAULT_SOURCES
 from .evaluation import interval, paired_difference
-from .scenes import SOURCES, STYLES, UNSEEN
+from .scenes import STYLES, UNSEEN
 from .training import read_log, whole_file
 
 # %% ../nbs/24_compare.ipynb #0006
@@ -59,7 +60,7 @@ def plan_cell(
 ):           # -> the `plan`
     "Method, options and switches fit together, or one line that says which do not."
     where = f"setting {setting!r} of {method!r}"
-    sources = [s for s in str(options.get("sources", ",".join(SOURCES))).split(",") if s]
+    sources = [s for s in str(options.get("sources", ",".join(DEFAULT_SOURCES))).split(",") if s]
     switches = {n: v for n, v in options.items() if n not in RUN_OPTIONS or n in ("encoder", "lr")}
     try: made = plan(method, options.get("preset", "pinmem"), sources, options.get("steps", 400), **switches)
     except ValueError as error: raise ValueError(f"{where}: {error}") from None
