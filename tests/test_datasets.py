@@ -650,3 +650,24 @@ def test_the_package_knows_the_names_without_being_told():
     code = 'import pinmem.datasets; from pinmem.data import READERS; print(sorted(READERS))'
     out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout
     assert all(repr(kind) in out for kind in SETS)
+
+
+@pytest.mark.parametrize('kind', SETS)
+def test_every_set_trains_and_evaluates_through_the_command(root, tmp_path, capsys, monkeypatch, kind):
+    "One step on a tiny network, once as a source and once as a target."
+    from test_training_size import LITTLE, WORDS
+    from pinmem import cli
+    monkeypatch.setattr(cli, 'report_run', lambda *args: None)
+    BUILD[kind](root)
+    spec, run = f'{kind}:{root}', str(tmp_path / 'run')
+    assert cli.main(['train', '--method', 'pinmem', '--sources', f'town,{spec}', '--targets', spec, '--steps', '2', '--out', run,
+                     *WORDS, *LITTLE, '--quiet']) == 0
+    trained = json.loads((tmp_path / 'run/results.json').read_text(encoding='utf-8'))
+    target, = set(trained) - {'town'}
+    capsys.readouterr()
+    assert cli.main(['evaluate', run, spec, '--json', '--device', 'cpu']) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert set(again) == {target} and again[target]['iou'] == trained[target]['iou'] and 0 <= again[target]['miou'] < 1
+    assert cli.main(['evaluate', run, spec, '--device', 'cpu', '--quiet', *(['--classes', '16'] if kind != 'idd-lite' else [])]) == 0
+    table = capsys.readouterr().out
+    assert target in table and ('road' in table or 'drivable' in table)
