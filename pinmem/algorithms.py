@@ -576,7 +576,7 @@ def plan(
     cls, base = ALGORITHMS[method], PRESETS[preset]
     asked = {place: {} for place in ("model", "algorithm", "data", "run", "compute", "score")}
     for name, value in switches.items(): asked[place_of(name)][name] = value
-    shares = {"start": max(steps // 5, 1), "warm": int(steps * base.get("warm", 0))}
+    shares = {"start": max(steps // 5, 1), **({"warm": int(steps * base["warm"])} if "warm" in base else {})}
     wanted = {**shares, **base["algorithm"], **base["step"], **asked["algorithm"]}
     algorithm = {name: value for name, value in wanted.items() if name in takes(cls)}
     if issubclass(cls, PinTheMemory): check_taught(**{**defaults(PinTheMemory), **algorithm, **cls.fixed})
