@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['OPTIMISERS', 'ALGORITHMS', 'CHOICES', 'LIMITS', 'SGD', 'PRESETS', 'ROW', 'ABOUT_MEMORY', 'COMPUTE', 'SCORE',
-           'parameter_groups', 'Resumable', 'answer', 'Algorithm', 'check_network', 'pool', 'Aggregation', 'IBNa',
-           'IBNb', 'Whitening', 'RobustNet', 'joint_loss', 'AggregationMemory', 'sides', 'split_batches', 'MLDG',
-           'FirstOrderMLDG', 'TSMLDG', 'PinTheMemory', 'EpisodicMemory', 'PinTheMemoryPlus', 'check_values',
-           'check_size', 'check_taught', 'row_sources', 'takes', 'defaults', 'place_of', 'fits', 'check_switch', 'plan',
-           'first_sources', 'read_switch', 'start_memory', 'weigh_classes']
+           'DEFAULT_STEPS', 'parameter_groups', 'Resumable', 'answer', 'Algorithm', 'check_network', 'pool',
+           'Aggregation', 'IBNa', 'IBNb', 'Whitening', 'RobustNet', 'Remembering', 'AggregationMemory', 'sides',
+           'split_batches', 'Splitting', 'MLDG', 'FirstOrderMLDG', 'TSMLDG', 'PinTheMemory', 'EpisodicMemory',
+           'PinTheMemoryPlus', 'check_values', 'check_size', 'check_taught', 'row_sources', 'defaults',
+           'keyword_defaults', 'takes', 'place_of', 'fits', 'check_switch', 'plan', 'first_sources', 'read_switch',
+           'start_memory', 'weigh_classes']
 
 # %% ../nbs/20_algorithms.ipynb #0003
 import ast, difflib, inspect
@@ -73,7 +74,9 @@ class Algorithm(Resumable):
     "Optimiser, rate and state; a subclass says how one step is taken."
     network = dict(memory=False)  # what it asks of `build_network`
     splits, fixed = False, {}     # needs two domains or more; keywords that it sets itself
+    warm = 0                      # number of first steps that are of another kind than the rest
     statistics = 0.0              # share of the images' own statistics when it answers
+    memory = {}                   # how the memory is read, written and judged, where there is one
 
     def __init__(
         self,
@@ -130,12 +133,16 @@ class Aggregation(Algorithm):
         loss, terms = read_loss(out["logits"], y, aux=out["aux"], weight=self.model.class_weight)
         return loss, {"loss_seg": terms["loss_seg"]}
 
+    def write(self, x, y): "Without a memory there is nothing to write."
+
     def update(self, batches):
         self.model.train()
-        loss, terms = self.loss(*pool(batches))
+        x, y = pool(batches)
+        loss, terms = self.loss(x, y)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         self.optimiser.step()
+        self.write(x, y)
         self.steps += 1
         return {name: value.item() for name, value in terms.items()}
 
@@ -211,18 +218,8 @@ class RobustNet(Aggregation):
         self.whitening.put_back(state["variances"])
 
 # %% ../nbs/20_algorithms.ipynb #0024
-def joint_loss(
-    model,  # a `MemoryNet`
-    x, y,   # images and labels of all domains
-    **step, # momentum, lam1, lam2, reduction
-):          # -> loss, dict of its terms
-    "L_read + L_update on one batch; without a memory L_seg."
-    loss, terms, _ = meta_train(model, dict(model.named_parameters()), dict(model.named_buffers()), model.mem, x, y, **step)
-    return loss, terms
-
-# %% ../nbs/20_algorithms.ipynb #0025
-class AggregationMemory(Aggregation):
-    "Read and write the memory on the same images: no split, no inner step."
+class Remembering:
+    "What a memory adds to a method: it is read and written on a batch, and written again with the new weights."
     network = dict(memory=True)
 
     def __init__(
@@ -232,17 +229,23 @@ class AggregationMemory(Aggregation):
         lam1=0.02,        # weight of the cohesion loss
         lam2=0.2,         # weight of the divergence loss
         reduction="mean", # of the classification term of L_div over rows
-        **shared,         # keywords of `Algorithm`
+        **shared,         # keywords of the method
     ):
         super().__init__(model, **shared)
-        self.step = check_values(momentum=momentum, lam1=lam1, lam2=lam2, reduction=reduction)
+        self.memory = check_values(momentum=momentum, lam1=lam1, lam2=lam2, reduction=reduction)
 
-    def loss(self, x, y): return joint_loss(self.model, x, y, **self.step)
+    def loss(self, x, y):
+        "L_read + L_update and their parts for the log."
+        parameters, buffers = dict(self.model.named_parameters()), dict(self.model.named_buffers())
+        return meta_train(self.model, parameters, buffers, self.model.mem, x, y, **self.memory)[:2]
 
-    def update(self, batches):
-        losses = super().update(batches)
-        self.model.mem = write_memory(self.model, self.model.mem, *pool(batches), self.step["momentum"])
-        return losses
+    def write(self, x, y):
+        "Eq 12: the memory of the next step."
+        self.model.mem = write_memory(self.model, self.model.mem, x, y, self.memory["momentum"])
+
+# %% ../nbs/20_algorithms.ipynb #0025
+class AggregationMemory(Remembering, Aggregation):
+    "Aggregation that reads and writes a memory on the same images: no split, no inner step."
 
 # %% ../nbs/20_algorithms.ipynb #0027
 def sides(
@@ -262,103 +265,88 @@ def split_batches(
     "The batches of both sides."
     return [pool([batches[i] for i in side]) for side in sides(len(batches), seed, step)]
 
-# %% ../nbs/20_algorithms.ipynb #0029
-class MLDG(Algorithm):
-    "An inner step on some domains must help on the others; no memory."
+# %% ../nbs/20_algorithms.ipynb #0030
+class Splitting(Aggregation):
+    "First `warm` steps of aggregation, then steps that split the domains: a subclass says what a `meta_step` is."
     splits = True
 
+    def __init__(
+        self,
+        model,    # a `MemoryNet`
+        warm=0,   # number of first steps on all domains together, without a split
+        **shared, # keywords of `Algorithm`
+    ):
+        super().__init__(model, **shared)
+        self.warm = check_values(warm=warm)["warm"]
+
+    def update(self, batches):
+        if self.steps < self.warm: return super().update(batches)
+        self.model.train()
+        losses = self.meta_step(*split_batches(batches, self.seed, self.steps))
+        self.steps += 1
+        return {name: float(value) for name, value in losses.items()}
+
+# %% ../nbs/20_algorithms.ipynb #0031
+class MLDG(Splitting):
+    "An inner step on some domains must help on the others; no memory."
     def __init__(
         self,
         model,           # a `MemoryNet`
         alpha=0.01,      # inner rate, times the rate factor of the schedule
         order=2,         # 2: exact; 1: the inner gradient is taken as a constant
         objective="sum", # step on 'outer' (Eq 11) or on 'sum' = inner + outer
-        warm=0,          # number of first steps on all domains together, without a split
-        **shared,        # keywords of `Algorithm`
+        **shared,        # keywords of `Splitting` and `Algorithm`
     ):
         super().__init__(model, **shared)
-        self.alpha, self.warm, self.step = alpha, warm, check_values(order=order, objective=objective)
-        check_values(warm=warm)
-
-    def update(self, batches):
-        self.model.train()
-        warm = self.steps < self.warm
-        losses = self.joint_step(*pool(batches)) if warm else self.meta_step(*split_batches(batches, self.seed, self.steps))
-        self.steps += 1
-        return {name: float(value) for name, value in losses.items()}
-
-    def joint_step(self, x, y):
-        "All domains in one batch."
-        step = {name: value for name, value in self.step.items() if name in ("momentum", "lam1", "lam2", "reduction")}
-        loss, terms = joint_loss(self.model, x, y, **step)
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimiser.step()
-        self.write((x, y))
-        return {name: value.detach() for name, value in terms.items()}
+        self.alpha, self.step = alpha, check_values(order=order, objective=objective)
 
     def meta_step(self, mtr, mte):
         "An inner step on `mtr`, judged on `mte`."
         params, buffers = dict(self.model.named_parameters()), dict(self.model.named_buffers())
         step = meta_gradients(self.model, params, buffers, self.model.mem, mtr, mte,
-                              alpha=self.alpha * self.rate, **self.step)
+                              alpha=self.alpha * self.rate, **self.step, **self.memory)
         for name, p in params.items(): p.grad = step.grads[name]
         self.optimiser.step()                                                        # Theta*
         self.model.load_state_dict(step.buffers, strict=False)                       # statistics moved once
-        self.write(mtr)
+        self.write(*mtr)
         return step.losses
 
-    def write(self, mtr): "What is done with the new weights; without memory nothing."
-
-# %% ../nbs/20_algorithms.ipynb #0030
+# %% ../nbs/20_algorithms.ipynb #0032
 class FirstOrderMLDG(MLDG):
     "MLDG that takes the inner gradient as a constant."
     fixed = dict(order=1)
     def __init__(self, model, **keywords): super().__init__(model, **keywords, **self.fixed)
 
-# %% ../nbs/20_algorithms.ipynb #0031
+# %% ../nbs/20_algorithms.ipynb #0033
 class TSMLDG(MLDG):
     "MLDG; at test BatchNorm takes its statistics from the images it is given together."
     network, statistics = dict(memory=False, frozen_stats=False), 1.0
 
-# %% ../nbs/20_algorithms.ipynb #0033
-class PinTheMemory(MLDG):
+# %% ../nbs/20_algorithms.ipynb #0035
+class PinTheMemory(Remembering, MLDG):
     "Algorithm 1: write the memory on some domains so that reading it helps on the others."
-    network = dict(memory=True)
-
     def __init__(
         self,
-        model,            # a `MemoryNet` with a memory
-        alpha=0.01,       # inner rate, times the rate factor of the schedule
-        order=2,          # 2: exact; 1: the inner gradient is taken as a constant
-        objective="sum",  # step on 'outer' (Eq 11) or on 'sum' = inner + outer
-        momentum=0.8,     # m of Eq 2
-        lam1=0.02,        # weight of the cohesion loss
-        lam2=0.2,         # weight of the divergence loss
-        reduction="mean", # of the classification term of L_div over rows
+        model,                  # a `MemoryNet` with a memory
         prime="prime_frozen_e", # memory of the meta-test (Table 6), see `prime_memory`
-        **shared,         # keywords of `MLDG` and `Algorithm`: warm, lr, ...
+        **shared,               # keywords of `Remembering`, `MLDG`, `Splitting` and `Algorithm`
     ):
-        super().__init__(model, alpha, order, objective, **shared)
-        self.momentum = momentum
-        self.step |= check_values(momentum=momentum, lam1=lam1, lam2=lam2, reduction=reduction, prime=prime)
-        check_taught(**self.step)
+        super().__init__(model, **shared)
+        self.step |= check_values(prime=prime)
+        check_taught(**self.step, **self.memory)
 
-    def write(self, mtr):
-        self.model.mem = write_memory(self.model, self.model.mem, *mtr, self.momentum)  # Eq 12
-
-# %% ../nbs/20_algorithms.ipynb #0035
+# %% ../nbs/20_algorithms.ipynb #0037
 class EpisodicMemory(PinTheMemory):
     "Write on some domains, read on the others, no inner step."
     fixed = dict(alpha=0.0, order=1)
     def __init__(self, model, **keywords): super().__init__(model, **keywords, **self.fixed)
 
-# %% ../nbs/20_algorithms.ipynb #0037
+# %% ../nbs/20_algorithms.ipynb #0039
 class PinTheMemoryPlus(PinTheMemory):
     "Ours: Pin the Memory, read around the mean row, answering with a quarter of the image's own statistics."
     network, statistics = dict(memory=True, read="centred"), 0.25
 
-# %% ../nbs/20_algorithms.ipynb #0038
+# %% ../nbs/20_algorithms.ipynb #0040
 ALGORITHMS = {
     "aggregation": Aggregation, "aggregation-memory": AggregationMemory,
     "mldg": MLDG, "mldg-first": FirstOrderMLDG,
@@ -367,7 +355,7 @@ ALGORITHMS = {
     "pinmem+": PinTheMemoryPlus,
 }
 
-# %% ../nbs/20_algorithms.ipynb #0040
+# %% ../nbs/20_algorithms.ipynb #0042
 CHOICES = {
     "order": (1, 2), "objective": ("sum", "outer"), "reduction": ("mean", "sum"),
     "prime": ("hat", "prime", "prime_frozen_e", "prime_frozen_eu"),
@@ -377,14 +365,15 @@ CHOICES = {
     "precision": ("float32", "bf16"), "checkpoint": (False, True), "classes": (19, 16), "flip": (False, True),
 }
 
-# %% ../nbs/20_algorithms.ipynb #0041
+# %% ../nbs/20_algorithms.ipynb #0043
 LIMITS = {
     "momentum": (0, 1), "tau": (1e-3, 1e3), "lam1": (0, 1e3), "lam2": (0, 1e3), "alpha": (0, 10),
     "lr": (0, 10), "encoder_lr": (0, 10), "weight_decay": (0, 10), "rare": (0, 1), "per_domain": (1, 256),
-    "weight": (0, 1e3), "warm": (0, 10**9), "start": (0, 10**9), "measure": (1, 10**9), "memory_images": (0, 10**9), "settle": (0, 10**9),
+    "weight": (0, 1e3), "warm": (0, 10**9), "start": (0, 10**9), "measure": (1, 10**9), "memory_images": (0, 10**9),
+    "settle": (0, 10**9),
 }
 
-# %% ../nbs/20_algorithms.ipynb #0042
+# %% ../nbs/20_algorithms.ipynb #0044
 def check_values(
     **values,  # keyword -> value
 ):             # -> the same dict
@@ -401,7 +390,7 @@ def check_values(
         if name in ("crop", "window") and value is not None: check_size(name, value)
     return values
 
-# %% ../nbs/20_algorithms.ipynb #0043
+# %% ../nbs/20_algorithms.ipynb #0045
 def check_size(
     name,   # of a switch
     value,  # its value
@@ -410,7 +399,7 @@ def check_size(
     if isinstance(value, (list, tuple)) and len(value) == 2 and all(type(v) is int and v >= 32 for v in value): return
     raise ValueError(f"{name} is {value!r}; expected [WIDTH, HEIGHT], each 32 or more, for example {name}=[256,128]; change it")
 
-# %% ../nbs/20_algorithms.ipynb #0046
+# %% ../nbs/20_algorithms.ipynb #0048
 def check_taught(
     prime, lam2, objective, order, # of `PinTheMemory`
     **others,                      # its other switches
@@ -421,10 +410,10 @@ def check_taught(
     raise ValueError(f"prime={prime!r} contradicts {other}: the first keeps the meta-test from teaching U, the second "
                      f"keeps L_div from it, so nothing would teach U; change one of them")
 
-# %% ../nbs/20_algorithms.ipynb #0064
+# %% ../nbs/20_algorithms.ipynb #0066
 SGD = dict(optimiser="sgd", lr=0.01, encoder_lr=1.0, weight_decay=5e-4, schedule="exp")
 
-# %% ../nbs/20_algorithms.ipynb #0065
+# %% ../nbs/20_algorithms.ipynb #0067
 PRESETS = {
     "pinmem": dict(
         model=dict(tau=0.1),
@@ -447,7 +436,7 @@ PRESETS = {
                   balance=0.0)),
 }
 
-# %% ../nbs/20_algorithms.ipynb #0068
+# %% ../nbs/20_algorithms.ipynb #0070
 ROW = dict(
     sources=("gtav", "synthia"), steps=120_000, stop=30_000,
     model=dict(encoder="resnet50.tv_in1k", head="deeplabv3plus", label_mode="bilinear", coh_at="labels"),
@@ -457,7 +446,7 @@ ROW = dict(
               balance=0.0, memory_images=0),
     score=dict(classes=19, window=None, flip=False, height=None))
 
-# %% ../nbs/20_algorithms.ipynb #0069
+# %% ../nbs/20_algorithms.ipynb #0071
 PRESETS |= {
     "gs-r50": ROW,
     "gsi-r50": {**ROW, "sources": ("gtav", "synthia", "idd")},
@@ -466,7 +455,7 @@ PRESETS |= {
                 "model": {**ROW["model"], "encoder": "resnet101.tv_in1k", "head": "deeplabv2", "early_stride": True}},
 }
 
-# %% ../nbs/20_algorithms.ipynb #0071
+# %% ../nbs/20_algorithms.ipynb #0073
 def row_sources(
     preset,   # key of PRESETS that names its sources
     sources,  # as on the command line: 'gtav:PATH', or styles
@@ -484,19 +473,7 @@ def row_sources(
         sources = [sources[given.index(kind)] for kind in wanted]
     return list(sources) * (2 if splits and len(sources) == 1 else 1)
 
-# %% ../nbs/20_algorithms.ipynb #0074
-def takes(
-    cls,  # an algorithm
-):        # -> set of keywords that may be set for it
-    "The keywords of a class and of the classes it is made from, without those it fixes."
-    inits = [vars(c)["__init__"] for c in cls.__mro__ if "__init__" in vars(c) and c is not object]
-    names = {n for init in inits for n in inspect.signature(init).parameters}
-    return names - {"self", "model", "shared", "keywords", "seed"} - set(cls.fixed)
-
-# %% ../nbs/20_algorithms.ipynb #0077
-ABOUT_MEMORY = {"tau", "read", "updater", "fusion", "label_mode", "coh_at"}  # useless without 𝓜
-
-# %% ../nbs/20_algorithms.ipynb #0078
+# %% ../nbs/20_algorithms.ipynb #0076
 def defaults(
     call,  # a function or class
 ):         # -> dict: keyword -> default
@@ -504,13 +481,31 @@ def defaults(
     parameters = inspect.signature(call).parameters.items()
     return {name: p.default for name, p in parameters if p.default is not p.empty}
 
-# %% ../nbs/20_algorithms.ipynb #0079
-COMPUTE = dict(precision="float32", checkpoint=False)                 # how a step is computed, see notebook 19
+# %% ../nbs/20_algorithms.ipynb #0077
+def keyword_defaults(
+    cls,  # an algorithm
+):        # -> dict: keyword -> default
+    "What a class and the classes it is made from may be given, the nearest default first."
+    inits = [vars(c)["__init__"] for c in reversed(cls.__mro__) if "__init__" in vars(c) and c is not object]
+    return {name: value for init in inits for name, value in defaults(init).items() if name != "seed"}
 
-# %% ../nbs/20_algorithms.ipynb #0080
-SCORE = dict(classes=19, window=None, flip=False, height=None)        # how a run is scored, see notebook 22
+# %% ../nbs/20_algorithms.ipynb #0078
+def takes(
+    cls,  # an algorithm
+):        # -> set of keywords that may be set for it
+    "The keywords of a class, without those it fixes."
+    return set(keyword_defaults(cls)) - set(cls.fixed)
 
 # %% ../nbs/20_algorithms.ipynb #0081
+ABOUT_MEMORY = {"tau", "read", "updater", "fusion", "label_mode", "coh_at"}  # useless without 𝓜
+
+# %% ../nbs/20_algorithms.ipynb #0082
+COMPUTE = dict(precision="float32", checkpoint=False)                 # how a step is computed, see notebook 19
+
+# %% ../nbs/20_algorithms.ipynb #0083
+SCORE = dict(classes=19, window=None, flip=False, height=None)        # how a run is scored, see notebook 22
+
+# %% ../nbs/20_algorithms.ipynb #0084
 def place_of(
     name,  # of a switch
 ):         # -> 'algorithm', 'model', 'data', 'run', 'compute' or 'score'
@@ -526,7 +521,7 @@ def place_of(
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise ValueError(f"unknown switch {name!r}; {hint}choose {', '.join(known)}")
 
-# %% ../nbs/20_algorithms.ipynb #0083
+# %% ../nbs/20_algorithms.ipynb #0086
 def fits(
     cls,   # an algorithm
     name,  # of a switch
@@ -546,7 +541,7 @@ def fits(
     if name in meta: return "it takes no inner step"
     return "it has no memory" if name in takes(AggregationMemory) else "it has no such part"
 
-# %% ../nbs/20_algorithms.ipynb #0084
+# %% ../nbs/20_algorithms.ipynb #0087
 def check_switch(
     method,  # key of ALGORITHMS
     name,    # of a switch
@@ -561,12 +556,15 @@ def check_switch(
         raise ValueError(f"{name}={value!r} contradicts method {method!r}: {why}; leave the switch out or choose "
                          f"{others}")
 
-# %% ../nbs/20_algorithms.ipynb #0086
+# %% ../nbs/20_algorithms.ipynb #0089
+DEFAULT_STEPS = 700
+
+# %% ../nbs/20_algorithms.ipynb #0091
 def plan(
     method="pinmem",  # key of ALGORITHMS
     preset="pinmem",  # key of PRESETS
     sources=(),       # names of the source domains
-    steps=400,        # length of the run; `start` of RobustNet is a fifth of it
+    steps=DEFAULT_STEPS, # length of the run; `start` of RobustNet is a fifth of it
     **switches,       # any switch
 ):                    # -> dict: model, algorithm, data, sources; compute and score where they were set
     "Method + preset + switches -> plain values, or one line that says what does not fit."
@@ -579,14 +577,14 @@ def plan(
     shares = {"start": max(steps // 5, 1), **({"warm": int(steps * base["warm"])} if "warm" in base else {})}
     wanted = {**shares, **base["algorithm"], **base["step"], **asked["algorithm"]}
     algorithm = {name: value for name, value in wanted.items() if name in takes(cls)}
-    if issubclass(cls, PinTheMemory): check_taught(**{**defaults(PinTheMemory), **algorithm, **cls.fixed})
+    if issubclass(cls, PinTheMemory): check_taught(**{**keyword_defaults(cls), **algorithm, **cls.fixed})
     if "sources" in base: sources = row_sources(preset, sources, cls.splits)
     more = {place: {**base.get(place, {}), **asked[place]} for place in ("compute", "score")}
     return dict(model={**base["model"], **asked["model"], **cls.network}, algorithm=algorithm,
                 data={**base["data"], **asked["data"]}, sources=first_sources(sources, **asked["run"]),
                 **{place: values for place, values in more.items() if values})
 
-# %% ../nbs/20_algorithms.ipynb #0087
+# %% ../nbs/20_algorithms.ipynb #0092
 def first_sources(
     sources,      # names
     domains=None, # how many of them
@@ -598,7 +596,7 @@ def first_sources(
                          f"sources; or name more sources")
     return list(sources)[:domains]
 
-# %% ../nbs/20_algorithms.ipynb #0091
+# %% ../nbs/20_algorithms.ipynb #0096
 def read_switch(
     text,  # 'name=value'
 ):         # -> (name, value)
@@ -610,7 +608,7 @@ def read_switch(
     except (ValueError, SyntaxError): value = value.strip()
     return name.strip(), value
 
-# %% ../nbs/20_algorithms.ipynb #0096
+# %% ../nbs/20_algorithms.ipynb #0101
 @torch.no_grad()
 def start_memory(
     model,          # `MemoryNet`; nothing happens when it has no memory
@@ -633,7 +631,7 @@ def start_memory(
     model.mem = mem
     return (~seen).nonzero()[:, 0].tolist()
 
-# %% ../nbs/20_algorithms.ipynb #0099
+# %% ../nbs/20_algorithms.ipynb #0104
 def weigh_classes(
     model,     # `MemoryNet`; its `class_weight` is set
     domains,   # source domains

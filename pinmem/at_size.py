@@ -8,6 +8,7 @@ __all__ = ['compute_in', 'pull_back', 'RecomputeBackward', 'Recompute', 'Inside'
 
 # %% ../nbs/19_at_size.ipynb #0003
 import functools, statistics, sys, time
+from itertools import pairwise
 import torch
 from torch import nn
 from torch.autograd.function import Function, once_differentiable
@@ -137,21 +138,25 @@ class Forecast:
 
     def __init__(
         self,
-        steps,           # number of steps of the run
+        steps,           # number of steps to come
         device,          # torch.device that computes
-        after=4,         # steps to wait for; the first is not counted
+        after=4,         # how many of them to wait for; the first is not counted; a run of fewer is not worth a line
         say=tqdm.write,  # where the line goes
+        kind="steps",    # what they are called
+        skip=0,          # number of steps of another kind before them
     ):
-        self.steps, self.device, self.after, self.say, self.clock = steps, device, after, say, []
+        self.steps, self.device, self.after, self.say = steps, device, max(after, 2), say
+        self.kind, self.skip, self.clock = kind, skip, []
 
     def __call__(self, rows):
+        if self.skip: self.skip -= 1; return
         self.clock.append(time.perf_counter())
-        if len(self.clock) == self.after: self.say(self.text())
+        if len(self.clock) == self.after <= self.steps: self.say(self.text())
 
     def text(self):
-        each = statistics.median(b - a for a, b in zip(self.clock, self.clock[1:]))
-        left = self.steps - len(self.clock)
-        return f"{each:.2f} s a step, {duration(each * left)} for the {left:,} steps to come; {memory_taken(self.device)}"
+        each, left = statistics.median(b - a for a, b in pairwise(self.clock)), self.steps - len(self.clock)
+        return (f"{each:.2f} s a step, {duration(each * left)} for the {left:,} {self.kind} to come; "
+                f"{memory_taken(self.device)}")
 
 # %% ../nbs/19_at_size.ipynb #0052
 def out_of_memory(

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 import numpy as np
-from .algorithms import ALGORITHMS, plan
+from .algorithms import ALGORITHMS, DEFAULT_STEPS, plan
 from .data import DEFAULT_SOURCES
 from .evaluation import interval, paired_difference
 from .scenes import STYLES, UNSEEN
@@ -62,7 +62,7 @@ def plan_cell(
     where = f"setting {setting!r} of {method!r}"
     sources = [s for s in str(options.get("sources", ",".join(DEFAULT_SOURCES))).split(",") if s]
     switches = {n: v for n, v in options.items() if n not in RUN_OPTIONS or n in ("encoder", "lr")}
-    try: made = plan(method, options.get("preset", "pinmem"), sources, options.get("steps", 400), **switches)
+    try: made = plan(method, options.get("preset", "pinmem"), sources, options.get("steps", DEFAULT_STEPS), **switches)
     except ValueError as error: raise ValueError(f"{where}: {error}") from None
     if len(made["sources"]) < 2 and ALGORITHMS[method].splits:
         raise ValueError(f"{where}: it splits its domains in two and sources has only {', '.join(sources)}; "

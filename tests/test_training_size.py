@@ -241,6 +241,19 @@ def test_forecast():
     assert len(said) == 1 and "97 steps to come" in said[0] and "GB resident" in said[0]
 
 
+def test_forecasts_of_a_warm_start(monkeypatch):
+    "Quick warm steps, slow steps after them: each kind gets its own pace; a kind that is too short gets no line."
+    cpu, said, now = torch.device("cpu"), [], [0.0]
+    monkeypatch.setattr("pinmem.at_size.time", types.SimpleNamespace(perf_counter=lambda: now[0]))
+    found = [Forecast(50, cpu, 3, said.append, "warm steps"), Forecast(1000, cpu, 3, said.append, skip=50),
+             Forecast(2, cpu, 3, said.append), Forecast(0, cpu, say=said.append)]
+    for step in range(60):
+        now[0] += .2 if step < 50 else .5
+        for forecast in found: forecast([])
+    assert len(said) == 2 and said[0].startswith("0.20 s a step, 9 s for the 47 warm steps to come")
+    assert said[1].startswith("0.50 s a step, 8 min for the 997 steps to come")
+
+
 # ------------------------------------------------------------------------------------------ batches
 
 @pytest.fixture
@@ -363,7 +376,7 @@ def refused(capsys, *words):
     (["--preset", "g-r50", "--data", "town", "camvid:a"], "not from town"),
     (["--preset", "g-r50", "--data", "gtav:nowhere"], "nowhere"),
     (["--set", "precision=half"], "'bf16'"), (["--set", "crop=768"], "[WIDTH, HEIGHT]"), (["--keep", "0"], "--keep"),
-    (["--steps", "1", "--estimate"], "--steps 2"),
+    (["--steps", "2", "--estimate"], "--steps 4"),
 ])
 def test_mistakes(words, needed, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -380,6 +393,18 @@ def test_estimate_prints_the_plan_and_keeps_nothing(capsys, tmp_path, monkeypatc
                   "photometric_test hard", "steps 120000, stop 30000", "precision float32", "classes 19", "s a step", "29,996 steps to come",
                   "GB resident"): assert words in said, words
     assert not list(tmp_path.iterdir())
+
+
+def test_estimate_of_a_warm_start(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["train", "--data", "town", "town", "--steps", "100", "--estimate", "--out", "run", *WORDS, *LITTLE, "--quiet"]
+    assert cli.main(words) == 0
+    said = capsys.readouterr().out
+    assert "for the 46 warm steps to come" in said and "for the 46 steps to come" in said
+    capsys.readouterr()
+    assert cli.main([*words, "--set", "warm=99"]) == 0
+    said = capsys.readouterr().out
+    assert "for the 95 warm steps to come" in said and said.count("to come") == 1
 
 
 def test_a_row_on_miniatures_with_one_command(tmp_path, capsys, monkeypatch):
