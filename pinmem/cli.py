@@ -309,6 +309,7 @@ def learn(
     try:
         done, _ = fit(algorithm, to_device(stream, device), config["steps"], folder, start, last_step(config, args.stop),
                       args.minutes, progress=not args.quiet, watch=watch, keep=args.keep)
+        algorithm.end()
         settle(algorithm.model, batches, done, min(config.get("settle", 0), done))
         if done < config["steps"]: print(f"stopped after step {done} of {config['steps']}; what was learned is kept")
     finally:

@@ -132,8 +132,9 @@ def test_plans_of_the_first_two_methods_are_what_they_were():
     for preset, values in PRESETS.items():
         for method in ("aggregation", "pinmem"):
             made = plan(method, preset, ["town", "city"])
-            warm = {"warm": DEFAULT_STEPS // 2} if preset == "pinmem" else {}    # half of the run, in our preset alone
-            assert made["algorithm"] == {**values["algorithm"], **({**values["step"], **warm} if method == "pinmem" else {})}
+            ours = {"average": DEFAULT_STEPS * 3 // 5} if preset == "pinmem" else {}
+            warm = {"warm": DEFAULT_STEPS * 3 // 4} if preset == "pinmem" else {}
+            assert made["algorithm"] == {**values["algorithm"], **ours, **({**values["step"], **warm} if method == "pinmem" else {})}
             assert made["model"] == {**values["model"], "memory": method == "pinmem"}
             assert made["data"] == values["data"] and made["sources"] == ["town", "city"]
 

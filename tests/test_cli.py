@@ -215,11 +215,14 @@ def test_nan_stops_and_says_where(tmp_path, capsys, monkeypatch):
 
 
 def test_settling_changes_statistics_alone(run, tmp_path):
-    "The last act of a run: the same weights and memory, other statistics; the state from which a run goes on has the old ones."
+    "The last acts of a run: the mean of the weights, then new statistics; the state from which a run goes on has neither."
     out = tmp_path / "plain"
     assert main(["train", "--steps", "4", "--out", str(out), "--targets", "night", "--set", "settle=0", *SMALL]) == 0
     settled, plain = load_file(run / "model.safetensors"), load_file(out / "model.safetensors")
     changed = {name.rsplit(".", 1)[1] for name in plain if not torch.equal(settled[name], plain[name])}
     assert changed == {"running_mean", "running_var", "num_batches_tracked"}
-    state = torch.load(run / "state.pt", weights_only=True)["model"]
-    assert all(torch.equal(state[name], plain[name]) for name in plain)
+    state, other = (torch.load(folder / "state.pt", weights_only=True) for folder in (run, out))
+    assert all(torch.equal(tensor, other["model"][name]) for name, tensor in state["model"].items())
+    weights = [name for name in plain if name.rsplit(".", 1)[-1] in ("weight", "bias")]
+    assert all(torch.equal(plain[name], state["mean"][f"module.{name}"]) for name in weights)
+    assert not all(torch.equal(plain[name], state["model"][name]) for name in weights)

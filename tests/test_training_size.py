@@ -400,7 +400,7 @@ def test_estimate_of_a_warm_start(capsys, tmp_path, monkeypatch):
     words = ["train", "--data", "town", "town", "--steps", "100", "--estimate", "--out", "run", *WORDS, *LITTLE, "--quiet"]
     assert cli.main(words) == 0
     said = capsys.readouterr().out
-    assert "for the 46 warm steps to come" in said and "for the 46 steps to come" in said
+    assert "for the 71 warm steps to come" in said and "for the 21 steps to come" in said
     capsys.readouterr()
     assert cli.main([*words, "--set", "warm=99"]) == 0
     said = capsys.readouterr().out
