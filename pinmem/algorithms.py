@@ -46,13 +46,13 @@ OPTIMISERS = {
 
 # %% ../nbs/20_algorithms.ipynb #0009
 class Averaging:
-    "Count the steps; after the first `average` of them the mean of the weights goes along (0: never)."
-    steps, average, mean = 0, 0, None
+    "Count the steps; when the share `average` of the run is over, the mean of the weights goes along (0: never)."
+    steps, done, average, mean = 0, 0.0, 0.0, None
 
     def count(self):
         "One step was taken."
         self.steps += 1
-        if not self.average or self.steps <= self.average: return
+        if not self.average or self.done < self.average: return
         if self.mean is None: self.mean = AveragedModel(self.model, use_buffers=True)
         self.mean.update_parameters(self.model)
 
@@ -95,7 +95,7 @@ class Algorithm(Resumable):
     "Optimiser, rate and state; a subclass says how one step is taken."
     network = dict(memory=False)  # what it asks of `build_network`
     splits, fixed = False, {}     # needs two domains or more; keywords that it sets itself
-    warm = 0                      # number of first steps that are of another kind than the rest
+    warm = 0.0                    # share of the run whose steps are of another kind than the rest
     statistics = 0.0              # share of the images' own statistics when it answers
     memory = {}                   # how the memory is read, written and judged, where there is one
 
@@ -107,7 +107,7 @@ class Algorithm(Resumable):
         weight_decay=0.01,   # of the optimiser
         optimiser="adamw",   # 'adamw' or 'sgd' (momentum 0.9)
         schedule="onecycle", # see `pinmem.training.lr_factor`
-        average=0,           # number of steps after which the weights are averaged; 0: never
+        average=0.0,         # share of the run after which the weights are averaged; 0: never
         seed=0,              # of everything random inside the algorithm
     ):
         check_network(type(self), model)
@@ -289,20 +289,20 @@ def split_batches(
 
 # %% ../nbs/20_algorithms.ipynb #0032
 class Splitting(Aggregation):
-    "First `warm` steps of aggregation, then steps that split the domains: a subclass says what a `meta_step` is."
+    "First steps of aggregation, then steps that split the domains: a subclass says what a `meta_step` is."
     splits = True
 
     def __init__(
         self,
         model,    # a `MemoryNet`
-        warm=0,   # number of first steps on all domains together, without a split
+        warm=0.0, # share of the run that takes all domains together, without a split
         **shared, # keywords of `Algorithm`
     ):
         super().__init__(model, **shared)
         self.warm = check_values(warm=warm)["warm"]
 
     def update(self, batches):
-        if self.steps < self.warm: return super().update(batches)
+        if self.done < self.warm: return super().update(batches)
         self.model.train()
         losses = self.meta_step(*split_batches(batches, self.seed, self.steps))
         self.count()
@@ -391,8 +391,8 @@ CHOICES = {
 LIMITS = {
     "momentum": (0, 1), "tau": (1e-3, 1e3), "lam1": (0, 1e3), "lam2": (0, 1e3), "alpha": (0, 10),
     "lr": (0, 10), "encoder_lr": (0, 10), "weight_decay": (0, 10), "rare": (0, 1), "per_domain": (1, 256),
-    "weight": (0, 1e3), "warm": (0, 10**9), "start": (0, 10**9), "measure": (1, 10**9), "memory_images": (0, 10**9),
-    "settle": (0, 10**9), "average": (0, 10**9),
+    "weight": (0, 1e3), "warm": (0, 1), "average": (0, 1), "start": (0, 10**9), "measure": (1, 10**9), "memory_images": (0, 10**9),
+    "settle": (0, 10**9),
 }
 
 # %% ../nbs/20_algorithms.ipynb #0046
@@ -441,7 +441,7 @@ PRESETS = {
         model=dict(tau=0.1),
         algorithm=dict(lr=3e-3, encoder_lr=0.3),
         step=dict(alpha=0.1, objective="sum"),
-        warm=0.75, average=0.6,                                        # shares of the run; `plan` makes steps of them
+        own=dict(warm=0.75, average=0.6),                              # shares of the run; not the paper's
         data=dict(per_domain=2, crop=[192, 96], scale=[0.5, 2.0], photometric="strong", rare=0.25,
                   balance=0.5, settle=25)),
     "paper": dict(
@@ -596,8 +596,7 @@ def plan(
     cls, base = ALGORITHMS[method], PRESETS[preset]
     asked = {place: {} for place in ("model", "algorithm", "data", "run", "compute", "score")}
     for name, value in switches.items(): asked[place_of(name)][name] = value
-    shares = {"start": max(steps // 5, 1), **{name: int(steps * base[name]) for name in ("warm", "average") if name in base}}
-    wanted = {**shares, **base["algorithm"], **base["step"], **asked["algorithm"]}
+    wanted = {"start": max(steps // 5, 1), **base["algorithm"], **base["step"], **base.get("own", {}), **asked["algorithm"]}
     algorithm = {name: value for name, value in wanted.items() if name in takes(cls)}
     if issubclass(cls, PinTheMemory): check_taught(**{**keyword_defaults(cls), **algorithm, **cls.fixed})
     if "sources" in base: sources = row_sources(preset, sources, cls.splits)

@@ -234,13 +234,14 @@ def last_step(
 
 # %% ../nbs/23_cli.ipynb #0026
 def kinds(
-    warm,    # number of first steps without a split
-    steps,   # number of steps of the run
-    start=0, # number of steps taken
-):           # -> numbers of warm and of other steps to come
+    warm,  # share of the run without a split
+    steps, # number of steps of the whole schedule
+    start, # number of steps taken
+    stop,  # last step
+):         # -> numbers of warm and of other steps to come
     "How many steps of each kind."
-    first = max(min(warm, steps) - start, 0)
-    return first, steps - start - first
+    first = sum(t / steps < warm for t in range(start, stop))
+    return first, stop - start - first
 
 # %% ../nbs/23_cli.ipynb #0028
 def estimate(
@@ -250,11 +251,11 @@ def estimate(
 ):
     "A few real steps: print the time and the memory that the run would take, keep nothing."
     steps, device = last_step(config), next(algorithm.model.parameters()).device
-    warm, split = kinds(algorithm.warm, steps)
+    warm, split = kinds(algorithm.warm, config["steps"], 0, steps)
     few, more = min(4, warm), min(4, split)
     if max(few, more) < 2: raise ValueError(f"--estimate: a run of {steps} steps has no pace; expected --steps 4 or more")
     forecasts = Forecast(warm, device, few, print, "warm steps"), Forecast(split, device, more, print, skip=few)
-    algorithm.warm, stream = few, batches.stream()
+    algorithm.warm, stream = few / config["steps"], batches.stream()
     def watch(rows):
         for forecast in forecasts: forecast(rows)
     try: fit(algorithm, to_device(stream, device), config["steps"], stop=few + more, progress=False, watch=watch)
@@ -270,7 +271,7 @@ def watchers(
 ):             # -> list of functions of the log, called after each step
     "Who looks on: the forecasts, the record of the memory, TensorBoard."
     model, device = algorithm.model, next(algorithm.model.parameters()).device
-    warm, split = kinds(algorithm.warm, last_step(config, args.stop), start)
+    warm, split = kinds(algorithm.warm, config["steps"], start, last_step(config, args.stop))
     found = [] if args.quiet else [Forecast(warm, device, kind="warm steps"), Forecast(split, device, skip=warm)]
     if model.mem is not None:
         from pinmem.embeddings import RecordMemory

@@ -303,7 +303,8 @@ def fit(
         while step < (steps if stop is None else stop) and not asked:
             clock = (time.perf_counter() - began) / (60 * minutes) if minutes else 0
             if clock >= 1: break
-            algorithm.set_rate(lr_factor(max(step / steps, clock), algorithm.schedule))
+            algorithm.done = max(step / steps, clock)
+            algorithm.set_rate(lr_factor(algorithm.done, algorithm.schedule))
             rows.append({"step": step, **safe_update(good, batches(step), step, rows)})
             step += 1
             bar.update()

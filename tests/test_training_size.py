@@ -254,6 +254,19 @@ def test_forecasts_of_a_warm_start(monkeypatch):
     assert said[1].startswith("0.50 s a step, 8 min for the 997 steps to come")
 
 
+def test_what_is_a_share_of_the_run_follows_the_clock_too(monkeypatch):
+    "With a limit of a minute and twenty seconds a step, the third step begins when two thirds are over."
+    now, seen = [0.0], []
+    monkeypatch.setattr("pinmem.training.time", types.SimpleNamespace(perf_counter=lambda: now[0]))
+    class Slow(Toy):
+        def update(self, batches): now[0] += 20; seen.append(self.done); return super().update(batches)
+    assert fit(Slow(), lambda t: torch.tensor(1.0), 1000, minutes=1, progress=False)[0] == 3
+    assert seen == pytest.approx([0, 1 / 3, 2 / 3])
+    seen.clear()
+    fit(Slow(), lambda t: torch.tensor(1.0), 4, progress=False)
+    assert seen == [0, .25, .5, .75]
+
+
 # ------------------------------------------------------------------------------------------ batches
 
 @pytest.fixture
@@ -402,7 +415,7 @@ def test_estimate_of_a_warm_start(capsys, tmp_path, monkeypatch):
     said = capsys.readouterr().out
     assert "for the 71 warm steps to come" in said and "for the 21 steps to come" in said
     capsys.readouterr()
-    assert cli.main([*words, "--set", "warm=99"]) == 0
+    assert cli.main([*words, "--set", "warm=0.99"]) == 0
     said = capsys.readouterr().out
     assert "for the 95 warm steps to come" in said and said.count("to come") == 1
 
