@@ -223,6 +223,11 @@ def test_settling_changes_statistics_alone(run, tmp_path):
     assert changed == {"running_mean", "running_var", "num_batches_tracked"}
     state, other = (torch.load(folder / "state.pt", weights_only=True) for folder in (run, out))
     assert all(torch.equal(tensor, other["model"][name]) for name, tensor in state["model"].items())
-    weights = [name for name in plain if name.rsplit(".", 1)[-1] in ("weight", "bias")]
-    assert all(torch.equal(plain[name], state["mean"][f"module.{name}"]) for name in weights)
-    assert not all(torch.equal(plain[name], state["model"][name]) for name in weights)
+
+
+def test_a_run_ends_with_the_mean_of_its_last_weights(tmp_path):
+    assert main(["train", "--steps", "4", "--out", str(tmp_path / "run"), "--targets", "night", "--set", "average=0.5", *SMALL]) == 0
+    saved, state = load_file(tmp_path / "run/model.safetensors"), torch.load(tmp_path / "run/state.pt", weights_only=True)
+    weights = [name for name in saved if name.rsplit(".", 1)[-1] in ("weight", "bias")]
+    assert all(torch.equal(saved[name], state["mean"][f"module.{name}"]) for name in weights)
+    assert not all(torch.equal(saved[name], state["model"][name]) for name in weights), "the last weights are others"

@@ -389,7 +389,7 @@ def refused(capsys, *words):
     (["--preset", "g-r50", "--data", "town", "camvid:a"], "not from town"),
     (["--preset", "g-r50", "--data", "gtav:nowhere"], "nowhere"),
     (["--set", "precision=half"], "'bf16'"), (["--set", "crop=768"], "[WIDTH, HEIGHT]"), (["--keep", "0"], "--keep"),
-    (["--steps", "2", "--estimate"], "--steps 4"),
+    (["--steps", "1", "--estimate"], "--steps 4"),
 ])
 def test_mistakes(words, needed, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
