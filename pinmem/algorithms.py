@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['OPTIMISERS', 'ALGORITHMS', 'CHOICES', 'LIMITS', 'SGD', 'PRESETS', 'ROW', 'ABOUT_MEMORY', 'COMPUTE', 'SCORE',
-           'DEFAULT_STEPS', 'parameter_groups', 'Averaging', 'Resumable', 'answer', 'Algorithm', 'check_network',
-           'pool', 'Aggregation', 'IBNa', 'IBNb', 'Whitening', 'RobustNet', 'Remembering', 'AggregationMemory', 'sides',
-           'split_batches', 'Splitting', 'MLDG', 'FirstOrderMLDG', 'TSMLDG', 'PinTheMemory', 'EpisodicMemory',
-           'PinTheMemoryPlus', 'check_values', 'check_size', 'check_taught', 'row_sources', 'defaults',
-           'keyword_defaults', 'takes', 'place_of', 'fits', 'check_switch', 'plan', 'first_sources', 'read_switch',
-           'start_memory', 'weigh_classes']
+           'DEFAULT_STEPS', 'parameter_groups', 'Averaging', 'Resumable', 'Traits', 'answer', 'Algorithm',
+           'check_network', 'pool', 'Aggregation', 'IBNa', 'IBNb', 'Whitening', 'RobustNet', 'Remembering',
+           'AggregationMemory', 'sides', 'split_batches', 'Splitting', 'MLDG', 'FirstOrderMLDG', 'TSMLDG',
+           'PinTheMemory', 'EpisodicMemory', 'PinTheMemoryPlus', 'check_values', 'check_size', 'check_taught',
+           'row_sources', 'defaults', 'keyword_defaults', 'takes', 'place_of', 'fits', 'check_switch', 'plan',
+           'first_sources', 'read_switch', 'start_memory', 'weigh_classes']
 
 # %% ../nbs/20_algorithms.ipynb #0003
 import ast, copy, difflib, inspect
@@ -81,6 +81,15 @@ class Resumable(Averaging):
         self.mean.load_state_dict(state["mean"])
 
 # %% ../nbs/20_algorithms.ipynb #0013
+class Traits:
+    "What a method says about itself; these are the values of the plainest one."
+    network = dict(memory=False)  # what it asks of `build_network`
+    splits, fixed = False, {}     # needs two domains or more; keywords that it sets itself
+    warm = 0.0                    # share of the run whose steps are of another kind than the rest
+    statistics = 0.0              # share of the images' own statistics when it answers
+    memory = {}                   # how the memory is read, written and judged, where there is one
+
+# %% ../nbs/20_algorithms.ipynb #0015
 @torch.no_grad()
 def answer(
     model,           # a trained network
@@ -90,15 +99,9 @@ def answer(
     "Prediction, in evaluation mode."
     with target_statistics(model.eval(), model.statistics if statistics is None else statistics): return model(x)
 
-# %% ../nbs/20_algorithms.ipynb #0014
-class Algorithm(Resumable):
+# %% ../nbs/20_algorithms.ipynb #0016
+class Algorithm(Traits, Resumable):
     "Optimiser, rate and state; a subclass says how one step is taken."
-    network = dict(memory=False)  # what it asks of `build_network`
-    splits, fixed = False, {}     # needs two domains or more; keywords that it sets itself
-    warm = 0.0                    # share of the run whose steps are of another kind than the rest
-    statistics = 0.0              # share of the images' own statistics when it answers
-    memory = {}                   # how the memory is read, written and judged, where there is one
-
     def __init__(
         self,
         model,               # the `MemoryNet` to train
@@ -123,7 +126,7 @@ class Algorithm(Resumable):
 
     def predict(self, x): return answer(self.model, x)
 
-# %% ../nbs/20_algorithms.ipynb #0015
+# %% ../nbs/20_algorithms.ipynb #0017
 def check_network(
     cls,    # an algorithm
     model,  # the network it is given
@@ -138,7 +141,7 @@ def check_network(
         raise ValueError(f"{cls.__name__} needs a network with norm={norm!r}; build it with "
                          f"build_network({norm!r}, memory=False)")
 
-# %% ../nbs/20_algorithms.ipynb #0017
+# %% ../nbs/20_algorithms.ipynb #0019
 def pool(
     batches,  # list of (x (B,3,H,W), y (B,H,W))
 ):            # -> one (x, y) with all images
@@ -146,7 +149,7 @@ def pool(
     x, y = zip(*batches)
     return torch.cat(x).contiguous(memory_format=torch.channels_last), torch.cat(y)
 
-# %% ../nbs/20_algorithms.ipynb #0018
+# %% ../nbs/20_algorithms.ipynb #0020
 class Aggregation(Algorithm):
     "The baseline: all domains in one batch, L_seg (and the auxiliary loss where the network has that head)."
     def loss(self, x, y):
@@ -168,17 +171,17 @@ class Aggregation(Algorithm):
         self.count()
         return {name: value.item() for name, value in terms.items()}
 
-# %% ../nbs/20_algorithms.ipynb #0020
+# %% ../nbs/20_algorithms.ipynb #0022
 class IBNa(Aggregation):
     "IBN-Net, version a: half of the channels of early layers get instance norm."
     network = dict(memory=False, norm="ibn-a", frozen_stats=False)
 
-# %% ../nbs/20_algorithms.ipynb #0021
+# %% ../nbs/20_algorithms.ipynb #0023
 class IBNb(Aggregation):
     "IBN-Net, version b: instance norm in the stem and after the sums of stages 1 and 2."
     network = dict(memory=False, norm="ibn-b", frozen_stats=False)
 
-# %% ../nbs/20_algorithms.ipynb #0023
+# %% ../nbs/20_algorithms.ipynb #0025
 class Whitening:
     "Measure V for some steps, fix the masks, then give the loss."
     def __init__(
@@ -208,7 +211,7 @@ class Whitening:
         if self.masks is None: return features[0].new_zeros(())
         return sum(whitening_loss(covariance(f), m) for f, m in zip(features, self.masks)) / len(features)
 
-# %% ../nbs/20_algorithms.ipynb #0024
+# %% ../nbs/20_algorithms.ipynb #0026
 class RobustNet(Aggregation):
     "Instance selective whitening: press those covariances of early channels that react to colour."
     network = dict(memory=False, norm="isw", frozen_stats=False)
@@ -239,7 +242,7 @@ class RobustNet(Aggregation):
         super().load_state_dict(state)
         self.whitening.put_back(state["variances"])
 
-# %% ../nbs/20_algorithms.ipynb #0026
+# %% ../nbs/20_algorithms.ipynb #0028
 class Remembering:
     "What a memory adds to a method: it is read and written on a batch, and written again with the new weights."
     network = dict(memory=True)
@@ -265,11 +268,11 @@ class Remembering:
         "Eq 12: the memory of the next step."
         self.model.mem = write_memory(self.model, self.model.mem, x, y, self.memory["momentum"])
 
-# %% ../nbs/20_algorithms.ipynb #0027
+# %% ../nbs/20_algorithms.ipynb #0029
 class AggregationMemory(Remembering, Aggregation):
     "Aggregation that reads and writes a memory on the same images: no split, no inner step."
 
-# %% ../nbs/20_algorithms.ipynb #0029
+# %% ../nbs/20_algorithms.ipynb #0031
 def sides(
     n,     # number of domains
     seed,  # of the run
@@ -278,7 +281,7 @@ def sides(
     "Algorithm 1, first line: split the domains, a function of (seed, step)."
     return split_domains(list(range(n)), np.random.default_rng([seed, step, 2]))
 
-# %% ../nbs/20_algorithms.ipynb #0030
+# %% ../nbs/20_algorithms.ipynb #0032
 def split_batches(
     batches,  # list of (x, y), one for each domain
     seed,     # of the run
@@ -287,7 +290,7 @@ def split_batches(
     "The batches of both sides."
     return [pool([batches[i] for i in side]) for side in sides(len(batches), seed, step)]
 
-# %% ../nbs/20_algorithms.ipynb #0032
+# %% ../nbs/20_algorithms.ipynb #0034
 class Splitting(Aggregation):
     "First steps of aggregation, then steps that split the domains: a subclass says what a `meta_step` is."
     splits = True
@@ -308,7 +311,7 @@ class Splitting(Aggregation):
         self.count()
         return {name: float(value) for name, value in losses.items()}
 
-# %% ../nbs/20_algorithms.ipynb #0033
+# %% ../nbs/20_algorithms.ipynb #0035
 class MLDG(Splitting):
     "An inner step on some domains must help on the others; no memory."
     def __init__(
@@ -333,18 +336,18 @@ class MLDG(Splitting):
         self.write(*mtr)
         return step.losses
 
-# %% ../nbs/20_algorithms.ipynb #0034
+# %% ../nbs/20_algorithms.ipynb #0036
 class FirstOrderMLDG(MLDG):
     "MLDG that takes the inner gradient as a constant."
     fixed = dict(order=1)
     def __init__(self, model, **keywords): super().__init__(model, **keywords, **self.fixed)
 
-# %% ../nbs/20_algorithms.ipynb #0035
+# %% ../nbs/20_algorithms.ipynb #0037
 class TSMLDG(MLDG):
     "MLDG; at test BatchNorm takes its statistics from the images it is given together."
     network, statistics = dict(memory=False, frozen_stats=False), 1.0
 
-# %% ../nbs/20_algorithms.ipynb #0037
+# %% ../nbs/20_algorithms.ipynb #0039
 class PinTheMemory(Remembering, MLDG):
     "Algorithm 1: write the memory on some domains so that reading it helps on the others."
     def __init__(
@@ -357,18 +360,18 @@ class PinTheMemory(Remembering, MLDG):
         self.step |= check_values(prime=prime)
         check_taught(**self.step, **self.memory)
 
-# %% ../nbs/20_algorithms.ipynb #0039
+# %% ../nbs/20_algorithms.ipynb #0041
 class EpisodicMemory(PinTheMemory):
     "Write on some domains, read on the others, no inner step."
     fixed = dict(alpha=0.0, order=1)
     def __init__(self, model, **keywords): super().__init__(model, **keywords, **self.fixed)
 
-# %% ../nbs/20_algorithms.ipynb #0041
+# %% ../nbs/20_algorithms.ipynb #0043
 class PinTheMemoryPlus(PinTheMemory):
     "Ours: Pin the Memory, read around the mean row, answering with a quarter of the image's own statistics."
     network, statistics = dict(memory=True, read="centred"), 0.25
 
-# %% ../nbs/20_algorithms.ipynb #0042
+# %% ../nbs/20_algorithms.ipynb #0044
 ALGORITHMS = {
     "aggregation": Aggregation, "aggregation-memory": AggregationMemory,
     "mldg": MLDG, "mldg-first": FirstOrderMLDG,
@@ -377,7 +380,7 @@ ALGORITHMS = {
     "pinmem+": PinTheMemoryPlus,
 }
 
-# %% ../nbs/20_algorithms.ipynb #0044
+# %% ../nbs/20_algorithms.ipynb #0046
 CHOICES = {
     "order": (1, 2), "objective": ("sum", "outer"), "reduction": ("mean", "sum"),
     "prime": ("hat", "prime", "prime_frozen_e", "prime_frozen_eu"),
@@ -387,7 +390,7 @@ CHOICES = {
     "precision": ("float32", "bf16"), "checkpoint": (False, True), "classes": (19, 16), "flip": (False, True),
 }
 
-# %% ../nbs/20_algorithms.ipynb #0045
+# %% ../nbs/20_algorithms.ipynb #0047
 LIMITS = {
     "momentum": (0, 1), "tau": (1e-3, 1e3), "lam1": (0, 1e3), "lam2": (0, 1e3), "alpha": (0, 10),
     "lr": (0, 10), "encoder_lr": (0, 10), "weight_decay": (0, 10), "rare": (0, 1), "per_domain": (1, 256),
@@ -395,7 +398,7 @@ LIMITS = {
     "settle": (0, 10**9),
 }
 
-# %% ../nbs/20_algorithms.ipynb #0046
+# %% ../nbs/20_algorithms.ipynb #0048
 def check_values(
     **values,  # keyword -> value
 ):             # -> the same dict
@@ -412,7 +415,7 @@ def check_values(
         if name in ("crop", "window") and value is not None: check_size(name, value)
     return values
 
-# %% ../nbs/20_algorithms.ipynb #0047
+# %% ../nbs/20_algorithms.ipynb #0049
 def check_size(
     name,   # of a switch
     value,  # its value
@@ -421,7 +424,7 @@ def check_size(
     if isinstance(value, (list, tuple)) and len(value) == 2 and all(type(v) is int and v >= 32 for v in value): return
     raise ValueError(f"{name} is {value!r}; expected [WIDTH, HEIGHT], each 32 or more, for example {name}=[256,128]; change it")
 
-# %% ../nbs/20_algorithms.ipynb #0050
+# %% ../nbs/20_algorithms.ipynb #0052
 def check_taught(
     prime, lam2, objective, order, # of `PinTheMemory`
     **others,                      # its other switches
@@ -432,10 +435,10 @@ def check_taught(
     raise ValueError(f"prime={prime!r} contradicts {other}: the first keeps the meta-test from teaching U, the second "
                      f"keeps L_div from it, so nothing would teach U; change one of them")
 
-# %% ../nbs/20_algorithms.ipynb #0070
+# %% ../nbs/20_algorithms.ipynb #0072
 SGD = dict(optimiser="sgd", lr=0.01, encoder_lr=1.0, weight_decay=5e-4, schedule="exp")
 
-# %% ../nbs/20_algorithms.ipynb #0071
+# %% ../nbs/20_algorithms.ipynb #0073
 PRESETS = {
     "pinmem": dict(
         model=dict(tau=0.1),
@@ -458,7 +461,7 @@ PRESETS = {
                   balance=0.0)),
 }
 
-# %% ../nbs/20_algorithms.ipynb #0074
+# %% ../nbs/20_algorithms.ipynb #0076
 ROW = dict(
     sources=("gtav", "synthia"), steps=120_000, stop=30_000,
     model=dict(encoder="resnet50.tv_in1k", head="deeplabv3plus", label_mode="bilinear", coh_at="labels"),
@@ -468,7 +471,7 @@ ROW = dict(
               balance=0.0, memory_images=0),
     score=dict(classes=19, window=None, flip=False, height=None))
 
-# %% ../nbs/20_algorithms.ipynb #0075
+# %% ../nbs/20_algorithms.ipynb #0077
 PRESETS |= {
     "gs-r50": ROW,
     "gsi-r50": {**ROW, "sources": ("gtav", "synthia", "idd")},
@@ -477,7 +480,7 @@ PRESETS |= {
                 "model": {**ROW["model"], "encoder": "resnet101.tv_in1k", "head": "deeplabv2", "early_stride": True}},
 }
 
-# %% ../nbs/20_algorithms.ipynb #0077
+# %% ../nbs/20_algorithms.ipynb #0079
 def row_sources(
     preset,   # key of PRESETS that names its sources
     sources,  # as on the command line: 'gtav:PATH', or styles
@@ -495,7 +498,7 @@ def row_sources(
         sources = [sources[given.index(kind)] for kind in wanted]
     return list(sources) * (2 if splits and len(sources) == 1 else 1)
 
-# %% ../nbs/20_algorithms.ipynb #0080
+# %% ../nbs/20_algorithms.ipynb #0082
 def defaults(
     call,  # a function or class
 ):         # -> dict: keyword -> default
@@ -503,7 +506,7 @@ def defaults(
     parameters = inspect.signature(call).parameters.items()
     return {name: p.default for name, p in parameters if p.default is not p.empty}
 
-# %% ../nbs/20_algorithms.ipynb #0081
+# %% ../nbs/20_algorithms.ipynb #0083
 def keyword_defaults(
     cls,  # an algorithm
 ):        # -> dict: keyword -> default
@@ -511,23 +514,23 @@ def keyword_defaults(
     inits = [vars(c)["__init__"] for c in reversed(cls.__mro__) if "__init__" in vars(c) and c is not object]
     return {name: value for init in inits for name, value in defaults(init).items() if name != "seed"}
 
-# %% ../nbs/20_algorithms.ipynb #0082
+# %% ../nbs/20_algorithms.ipynb #0084
 def takes(
     cls,  # an algorithm
 ):        # -> set of keywords that may be set for it
     "The keywords of a class, without those it fixes."
     return set(keyword_defaults(cls)) - set(cls.fixed)
 
-# %% ../nbs/20_algorithms.ipynb #0085
+# %% ../nbs/20_algorithms.ipynb #0087
 ABOUT_MEMORY = {"tau", "read", "updater", "fusion", "label_mode", "coh_at"}  # useless without 𝓜
 
-# %% ../nbs/20_algorithms.ipynb #0086
+# %% ../nbs/20_algorithms.ipynb #0088
 COMPUTE = dict(precision="float32", checkpoint=False)                 # how a step is computed, see notebook 19
 
-# %% ../nbs/20_algorithms.ipynb #0087
+# %% ../nbs/20_algorithms.ipynb #0089
 SCORE = dict(classes=19, window=None, flip=False, height=None)        # how a run is scored, see notebook 22
 
-# %% ../nbs/20_algorithms.ipynb #0088
+# %% ../nbs/20_algorithms.ipynb #0090
 def place_of(
     name,  # of a switch
 ):         # -> 'algorithm', 'model', 'data', 'run', 'compute' or 'score'
@@ -543,7 +546,7 @@ def place_of(
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise ValueError(f"unknown switch {name!r}; {hint}choose {', '.join(known)}")
 
-# %% ../nbs/20_algorithms.ipynb #0090
+# %% ../nbs/20_algorithms.ipynb #0092
 def fits(
     cls,   # an algorithm
     name,  # of a switch
@@ -563,7 +566,7 @@ def fits(
     if name in meta: return "it takes no inner step"
     return "it has no memory" if name in takes(AggregationMemory) else "it has no such part"
 
-# %% ../nbs/20_algorithms.ipynb #0091
+# %% ../nbs/20_algorithms.ipynb #0093
 def check_switch(
     method,  # key of ALGORITHMS
     name,    # of a switch
@@ -578,10 +581,10 @@ def check_switch(
         raise ValueError(f"{name}={value!r} contradicts method {method!r}: {why}; leave the switch out or choose "
                          f"{others}")
 
-# %% ../nbs/20_algorithms.ipynb #0093
+# %% ../nbs/20_algorithms.ipynb #0095
 DEFAULT_STEPS = 900
 
-# %% ../nbs/20_algorithms.ipynb #0095
+# %% ../nbs/20_algorithms.ipynb #0097
 def plan(
     method="pinmem",  # key of ALGORITHMS
     preset="pinmem",  # key of PRESETS
@@ -605,7 +608,7 @@ def plan(
                 data={**base["data"], **asked["data"]}, sources=first_sources(sources, **asked["run"]),
                 **{place: values for place, values in more.items() if values})
 
-# %% ../nbs/20_algorithms.ipynb #0096
+# %% ../nbs/20_algorithms.ipynb #0098
 def first_sources(
     sources,      # names
     domains=None, # how many of them
@@ -617,7 +620,7 @@ def first_sources(
                          f"sources; or name more sources")
     return list(sources)[:domains]
 
-# %% ../nbs/20_algorithms.ipynb #0100
+# %% ../nbs/20_algorithms.ipynb #0102
 def read_switch(
     text,  # 'name=value'
 ):         # -> (name, value)
@@ -629,7 +632,7 @@ def read_switch(
     except (ValueError, SyntaxError): value = value.strip()
     return name.strip(), value
 
-# %% ../nbs/20_algorithms.ipynb #0105
+# %% ../nbs/20_algorithms.ipynb #0107
 @torch.no_grad()
 def start_memory(
     model,          # `MemoryNet`; nothing happens when it has no memory
@@ -652,7 +655,7 @@ def start_memory(
     model.mem = mem
     return (~seen).nonzero()[:, 0].tolist()
 
-# %% ../nbs/20_algorithms.ipynb #0108
+# %% ../nbs/20_algorithms.ipynb #0110
 def weigh_classes(
     model,     # `MemoryNet`; its `class_weight` is set
     domains,   # source domains
