@@ -5,6 +5,7 @@ import torch
 
 from pinmem.algorithms import ALGORITHMS, CHOICES, PRESETS, PinTheMemory, place_of, plan, read_switch, takes
 from pinmem.normalisation import build_network, instance_norms
+from pinmem.training import fit
 
 SMALL = dict(weights=None, channels=16, rates=(1, 2, 3), context_width=8, fine=8, width=16)
 NETWORKS = [(encoder, head) for encoder in ("tf_efficientnet_lite0", "test_resnet")
@@ -72,6 +73,17 @@ def test_frozen_statistics_stay(method):
     algorithm.update(batches(0))
     moved = {n for n in changed(before, algorithm.model.state_dict()) if "running_" in n}
     assert moved and not any(n.startswith("encoder.backbone.") for n in moved)
+
+
+def test_warm_steps_are_a_share_of_the_run(tmp_path):
+    "Half of five steps: three before the split begins, in one go and in two."
+    warm = lambda rows: [not row.get("test_seg") for row in rows]
+    whole = make("pinmem", warm=0.5, alpha=0.5)
+    assert warm(fit(whole, batches, 5, progress=False)[1]) == [True, True, True, False, False]
+    halves = make("pinmem", warm=0.5, alpha=0.5)
+    parts = [fit(halves, batches, 5, start=a, stop=b, progress=False)[1] for a, b in ((0, 2), (2, 5))]
+    assert [warm(rows) for rows in parts] == [[True, True], [True, False, False]]
+    assert not changed(whole.model.state_dict(), halves.model.state_dict())
 
 
 def test_what_must_not_move():
