@@ -5,6 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 STAMP  := $(shell date +%Y%m%d-%H%M%S)
 OUT    ?= runs/$(STAMP)
+METHOD ?= pinmem
 comma  := ,
 
 .PHONY: train test lab check docs compare clean
@@ -16,7 +17,7 @@ $(READY): settings.ini setup.py pyproject.toml constraints.txt
 	touch $@
 
 train: $(READY)            ## draw streets, train, evaluate, write $(OUT)/report.html
-	$(BIN)/pinmem train --out $(OUT)
+	$(BIN)/pinmem train --method $(METHOD) --out $(OUT)
 
 test: $(READY) check       ## in-step check, every notebook, pytest
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests
@@ -34,7 +35,8 @@ clean:
 	rm -rf $(VENV) build dist *.egg-info
 
 SEEDS  ?= 0,1,2,3,4
+METHODS ?= aggregation,pinmem,pinmem+
 CAMVID ?=
 UNSEEN := night,fog,rain,glare,desert
-compare: $(READY)          ## both methods, five seeds; goes on where it was stopped; CAMVID=FOLDER adds photographs
-	$(BIN)/pinmem compare --seeds $(SEEDS) --processes 2 --targets $(UNSEEN)$(if $(CAMVID),$(comma)camvid:$(CAMVID))
+compare: $(READY)          ## three methods, five seeds; goes on where it was stopped; CAMVID=FOLDER adds photographs
+	$(BIN)/pinmem compare --methods $(METHODS) --seeds $(SEEDS) --processes 2 --targets $(UNSEEN)$(if $(CAMVID),$(comma)camvid:$(CAMVID))

@@ -9,7 +9,7 @@ __all__ = ['OPTIMISERS', 'ALGORITHMS', 'CHOICES', 'LIMITS', 'SGD', 'PRESETS', 'R
            'AggregationMemory', 'sides', 'split_batches', 'Splitting', 'MLDG', 'FirstOrderMLDG', 'TSMLDG',
            'PinTheMemory', 'EpisodicMemory', 'PinTheMemoryPlus', 'check_values', 'check_size', 'check_taught',
            'row_sources', 'defaults', 'keyword_defaults', 'takes', 'place_of', 'fits', 'check_switch', 'plan',
-           'first_sources', 'read_switch', 'start_memory', 'weigh_classes']
+           'first_sources', 'read_switch', 'start_memory', 'weigh_classes', 'unweigh']
 
 # %% ../nbs/20_algorithms.ipynb #0003
 import ast, copy, difflib, inspect
@@ -53,8 +53,12 @@ class Averaging:
         "One step was taken."
         self.steps += 1
         if not self.average or self.done < self.average: return
-        if self.mean is None: self.mean = AveragedModel(self.model, use_buffers=True)
+        if self.mean is None: self.start_mean()
         self.mean.update_parameters(self.model)
+
+    def start_mean(self):
+        "A mean of nothing yet, running statistics and memory included."
+        self.mean = AveragedModel(self.model, use_buffers=True)
 
     def end(self):
         "The mean, where there is one, takes the place of the last weights."
@@ -77,7 +81,7 @@ class Resumable(Averaging):
         self.optimiser.load_state_dict(copy.deepcopy(state["optimiser"]))
         self.steps, self.mean = state["steps"], None
         if "mean" not in state: return
-        self.mean = AveragedModel(self.model, use_buffers=True)
+        self.start_mean()
         self.mean.load_state_dict(state["mean"])
 
 # %% ../nbs/20_algorithms.ipynb #0013
@@ -219,7 +223,7 @@ class RobustNet(Aggregation):
     def __init__(
         self,
         model,       # a network with norm='isw'
-        start=80,    # first step with the whitening loss: a fifth of the run
+        start=80,    # first step with the whitening loss; `plan` makes it a fifth of the run
         measure=20,  # number of steps before it in which V is measured
         weight=0.6,  # of the whitening loss
         **shared,    # keywords of `Algorithm`
@@ -368,8 +372,8 @@ class EpisodicMemory(PinTheMemory):
 
 # %% ../nbs/20_algorithms.ipynb #0043
 class PinTheMemoryPlus(PinTheMemory):
-    "Ours: Pin the Memory, read around the mean row, answering with a quarter of the image's own statistics."
-    network, statistics = dict(memory=True, read="centred"), 0.25
+    "Ours: Pin the Memory, where the memory adds to the feature that the decoder is given."
+    network = dict(memory=True, fusion="residual")
 
 # %% ../nbs/20_algorithms.ipynb #0044
 ALGORITHMS = {
@@ -395,7 +399,7 @@ LIMITS = {
     "momentum": (0, 1), "tau": (1e-3, 1e3), "lam1": (0, 1e3), "lam2": (0, 1e3), "alpha": (0, 10),
     "lr": (0, 10), "encoder_lr": (0, 10), "weight_decay": (0, 10), "rare": (0, 1), "per_domain": (1, 256),
     "weight": (0, 1e3), "warm": (0, 1), "average": (0, 1), "start": (0, 10**9), "measure": (1, 10**9), "memory_images": (0, 10**9),
-    "settle": (0, 10**9),
+    "settle": (0, 10**9), "unweigh": (0, 1),
 }
 
 # %% ../nbs/20_algorithms.ipynb #0048
@@ -446,7 +450,7 @@ PRESETS = {
         step=dict(alpha=0.1, objective="sum"),
         own=dict(warm=0.75, average=0.6),                              # shares of the run; not the paper's
         data=dict(per_domain=2, crop=[192, 96], scale=[0.5, 2.0], photometric="strong", rare=0.25,
-                  balance=0.5, settle=25)),
+                  balance=0.5, unweigh=0.5, settle=25)),
     "paper": dict(
         model=dict(updater="normalised", fusion="bias"),
         algorithm=SGD,
@@ -669,3 +673,12 @@ def weigh_classes(
         for i in range(min(limit, len(domain))):
             count = count + np.bincount(domain[i][1].ravel(), minlength=256)[:n]
     model.class_weight = class_weights(torch.from_numpy(count), gamma).to(next(model.parameters()).device)
+
+# %% ../nbs/20_algorithms.ipynb #0113
+@torch.no_grad()
+def unweigh(
+    model, # `MemoryNet` that was trained with class weights
+    share, # of the weights' logarithm that its logits lose, 0 to 1
+):
+    "Rare classes were made too likely; take a share of that back, in the bias of the last layer."
+    if model.class_weight is not None: model.decoder.classify.bias -= share * model.class_weight.log()

@@ -19,7 +19,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 import pinmem
 from .algorithms import (ALGORITHMS, COMPUTE, DEFAULT_STEPS, PRESETS, SCORE, answer, check_switch, defaults,
-                               keyword_defaults, place_of, plan, pool, read_switch, sides, start_memory, weigh_classes)
+                               keyword_defaults, place_of, plan, pool, read_switch, sides, start_memory, unweigh, weigh_classes)
 from .at_size import Forecast, compute_in, out_of_memory, recompute_encoder
 from .data import (DEFAULT_SOURCES, RENDERED, DomainBatches, DrawnDomain, PHOTOMETRIC, cache, open_domain, read_image, to_tensor,
                          virtual_domains)
@@ -155,7 +155,7 @@ def all_settings(
     network = {**defaults(build_model), **model}
     network["output_stride"] = network["output_stride"] or STRIDES[network["head"]]
     learning = {**keyword_defaults(cls), **config["algorithm"], **cls.fixed}
-    about = ("per_domain", "crop", "scale", "photometric", "photometric_test", "rare", "balance", "memory_images", "settle")
+    about = ("per_domain", "crop", "scale", "photometric", "photometric_test", "rare", "balance", "unweigh", "memory_images", "settle")
     return {
         "network": {**network, **sizes_of(network["encoder"], network["head"]), **network}, "learning": learning,
         "data": {"sources": config["sources"], **{n: config[n] for n in about if n in config}},
@@ -272,7 +272,7 @@ def watchers(
     "Who looks on: the forecasts, the record of the memory, TensorBoard."
     model, device = algorithm.model, next(algorithm.model.parameters()).device
     warm, split = kinds(algorithm.warm, config["steps"], start, last_step(config, args.stop))
-    found = [] if args.quiet else [Forecast(warm, device, kind="warm steps"), Forecast(split, device, skip=warm)]
+    found = [] if args.quiet or args.minutes else [Forecast(warm, device, kind="warm steps"), Forecast(split, device, skip=warm)]
     if model.mem is not None:
         from pinmem.embeddings import RecordMemory
         found.append(RecordMemory(model, every=max(1, config["steps"] // 40), file=folder / "memory_path.safetensors",
@@ -311,6 +311,7 @@ def learn(
         done, _ = fit(algorithm, to_device(stream, device), config["steps"], folder, start, last_step(config, args.stop),
                       args.minutes, progress=not args.quiet, watch=watch, keep=args.keep)
         algorithm.end()
+        unweigh(algorithm.model, config.get("unweigh", 0.0))
         settle(algorithm.model, batches, done, min(config.get("settle", 0), done))
         if done < config["steps"]: print(f"stopped after step {done} of {config['steps']}; what was learned is kept")
     finally:

@@ -57,13 +57,17 @@ class Fusion(nn.Module):
         self,
         channels: int,      # C
         norm: bool = True,  # BatchNorm between convolution and ReLU; False: convolution with a bias
+        residual: bool = False, # ours: add to the feature what the memory says, at first nothing; needs `norm`
     ):
         super().__init__()
+        self.residual = residual
         self.conv = nn.Conv2d(2 * channels, channels, 1, bias=not norm)
         self.bn = nn.BatchNorm2d(channels) if norm else nn.Identity()
+        if residual: nn.init.zeros_(self.bn.weight)
 
-    def forward(self, qm):                                            # (B, 2C, h, w)
-        return torch.relu(self.bn(self.conv(qm)))                     # (B, C, h, w)
+    def forward(self, qm, f=None):                                    # (B, 2C, h, w); (B, C, h, w) where it is residual
+        new = self.bn(self.conv(qm))                                  # (B, C, h, w)
+        return f + new if self.residual else torch.relu(new)
 
 # %% ../nbs/12_memory_read.ipynb #0043
 def read_facts(

@@ -98,7 +98,7 @@ class Pinned(Parts):
             noise = gumbel_noise((len(f), len(mem), *f.shape[-2:]), dtype=f.dtype, device=f.device)
         qm, s, w = read(*(centre(f, mem) if self.read == "centred" else (f, mem)),
                         self.tau if tau is None else tau, noise)
-        with lower(f, self.precision): r = self.decoder.fusion(qm)
+        with lower(f, self.precision): r = self.decoder.fusion(qm, f)
         return r, s, w                                                # (B, C, h, w), (B, N, h, w) twice
 
 # %% ../nbs/14_model.ipynb #0013
@@ -176,7 +176,7 @@ def assemble(
     backbone = build_backbone(encoder, output_stride, weights, early_stride)
     skips = skips_of(head, backbone.strides)
     finer = [backbone.channels[i] for i in skips]
-    fuse = Fusion(channels, fusion == "bn") if memory else None
+    fuse = Fusion(channels, fusion != "bias", fusion == "residual") if memory else None
     context, decoder = build_head(head, backbone.channels[-1], finer, n, fuse, channels, **sizes)
     auxiliary = aux_head(backbone.channels[-2], n, dropout=aux_dropout) if aux else None
     parts = dict(updater=Updater(channels, updater), classifier=nn.Linear(channels, n),
@@ -196,7 +196,7 @@ def build_model(
     tau=1.0,              # temperature of the read
     read="softmax",       # or 'gumbel', 'centred'
     updater="raw",        # what U is given: 'raw' or 'normalised'
-    fusion="bn",          # 'bn' or 'bias', see `Fusion`
+    fusion="bn",          # 'bn', 'bias', or 'residual', see `Fusion`
     label_mode="area",    # or 'bilinear'
     coh_at="features",    # or 'labels'
     aux_dropout=0.1,      # of the auxiliary head
@@ -208,8 +208,8 @@ def build_model(
     if head not in STRIDES: raise ValueError(f"head is {head!r}; expected one of {', '.join(STRIDES)}; pass one of these")
     if unknown := set(config.pop("sizes")) - set(LIGHT):
         raise TypeError(f"build_model: unknown {', '.join(sorted(unknown))}; sizes are {', '.join(LIGHT)}")
-    if fusion not in ("bn", "bias"):
-        raise ValueError(f"build_model: fusion is {fusion!r}; expected 'bn' or 'bias'; pass one of these")
+    if fusion not in ("bn", "bias", "residual"):
+        raise ValueError(f"build_model: fusion is {fusion!r}; expected 'bn', 'bias' or 'residual'; pass one of these")
     config.update({**sizes_of(encoder, head), **sizes}, output_stride=output_stride or STRIDES[head])
     model = assemble(**config)
     model.config = config

@@ -75,6 +75,20 @@ def test_frozen_statistics_stay(method):
     assert moved and not any(n.startswith("encoder.backbone.") for n in moved)
 
 
+def test_plus_starts_as_the_network_without_memory():
+    "At first the memory adds nothing to the feature; in the faithful network it takes its place from the start."
+    small, x = {**SMALL, "encoder": "test_resnet"}, batches(5)[0][0]
+    plain = build_network(memory=False, **small).eval()
+    for method, same in (("pinmem+", True), ("pinmem", False)):
+        model = build_network(**ALGORITHMS[method].network, **small).eval()
+        missing, unexpected = model.load_state_dict(plain.state_dict(), strict=False)
+        assert not unexpected and all(n.startswith(("updater.", "classifier.", "decoder.fusion.", "mem")) for n in missing)
+        assert torch.equal(model(x), plain(x)) == same
+    plus = make("pinmem+")
+    plus.update(batches(0))
+    assert plus.model.decoder.fusion.bn.weight.abs().min() > 0, "one step, and every channel listens"
+
+
 def test_warm_steps_are_a_share_of_the_run(tmp_path):
     "Half of five steps: three before the split begins, in one go and in two."
     warm = lambda rows: [not row.get("test_seg") for row in rows]

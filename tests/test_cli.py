@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from pinmem.cli import main
+from pinmem.labels import CLASSES
 
 SMALL = ["--size", "128x64", "--scenes", "6", "--quiet", "--threads", "1", "--workers", "0", "--device", "cpu", "--exam", "3"]
 
@@ -225,9 +226,21 @@ def test_settling_changes_statistics_alone(run, tmp_path):
     assert all(torch.equal(tensor, other["model"][name]) for name, tensor in state["model"].items())
 
 
+def test_half_of_the_class_weights_is_taken_back(tmp_path):
+    "The bias of the last layer differs from the last step's by half the logarithm of the weights, and nothing else does."
+    words = ["train", "--steps", "2", "--method", "aggregation", "--targets", "night", "--set", "average=0", *SMALL]
+    assert main([*words, "--out", str(tmp_path / "run")]) == 0
+    assert main([*words, "--set", "unweigh=0", "--out", str(tmp_path / "plain")]) == 0
+    ours, plain = (load_file(tmp_path / name / "model.safetensors") for name in ("run", "plain"))
+    assert [name for name in ours if not torch.equal(ours[name], plain[name])] == ["decoder.classify.bias"]
+    lost = (plain["decoder.classify.bias"] - ours["decoder.classify.bias"]) * 2
+    road, pole = CLASSES.index("road"), CLASSES.index("pole")
+    assert lost[road] < 0 < 0.5 < lost[pole]
+
+
 def test_a_run_ends_with_the_mean_of_its_last_weights(tmp_path):
     assert main(["train", "--steps", "4", "--out", str(tmp_path / "run"), "--targets", "night", "--set", "average=0.5", *SMALL]) == 0
     saved, state = load_file(tmp_path / "run/model.safetensors"), torch.load(tmp_path / "run/state.pt", weights_only=True)
-    weights = [name for name in saved if name.rsplit(".", 1)[-1] in ("weight", "bias")]
+    weights = [name for name in saved if name.rsplit(".", 1)[-1] in ("weight", "bias") and name != "decoder.classify.bias"]
     assert all(torch.equal(saved[name], state["mean"][f"module.{name}"]) for name in weights)
     assert not all(torch.equal(saved[name], state["model"][name]) for name in weights), "the last weights are others"
