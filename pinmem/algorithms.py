@@ -606,10 +606,13 @@ def plan(
     wanted = {"start": max(steps // 5, 1), **base["algorithm"], **base["step"], **base.get("own", {}), **asked["algorithm"]}
     algorithm = {name: value for name, value in wanted.items() if name in takes(cls)}
     if issubclass(cls, PinTheMemory): check_taught(**{**keyword_defaults(cls), **algorithm, **cls.fixed})
+    data = {**base["data"], **asked["data"]}
+    if asked["data"].get("unweigh") and not data["balance"]:
+        raise ValueError("unweigh contradicts balance=0: no class was weighed; leave it out or set balance")
     if "sources" in base: sources = row_sources(preset, sources, cls.splits)
     more = {place: {**base.get(place, {}), **asked[place]} for place in ("compute", "score")}
     return dict(model={**base["model"], **asked["model"], **cls.network}, algorithm=algorithm,
-                data={**base["data"], **asked["data"]}, sources=first_sources(sources, **asked["run"]),
+                data=data, sources=first_sources(sources, **asked["run"]),
                 **{place: values for place, values in more.items() if values})
 
 # %% ../nbs/20_algorithms.ipynb #0098

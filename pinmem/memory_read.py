@@ -56,14 +56,13 @@ class Fusion(nn.Module):
     def __init__(
         self,
         channels: int,      # C
-        norm: bool = True,  # BatchNorm between convolution and ReLU; False: convolution with a bias
-        residual: bool = False, # ours: add to the feature what the memory says, at first nothing; needs `norm`
+        kind: str = 'bn',   # BatchNorm before the ReLU; 'bias': none; 'residual', ours: BatchNorm, and added to the feature
     ):
         super().__init__()
-        self.residual = residual
-        self.conv = nn.Conv2d(2 * channels, channels, 1, bias=not norm)
-        self.bn = nn.BatchNorm2d(channels) if norm else nn.Identity()
-        if residual: nn.init.zeros_(self.bn.weight)
+        self.residual = kind == 'residual'
+        self.conv = nn.Conv2d(2 * channels, channels, 1, bias=kind == 'bias')
+        self.bn = nn.BatchNorm2d(channels) if kind != 'bias' else nn.Identity()
+        if self.residual: nn.init.zeros_(self.bn.weight)
 
     def forward(self, qm, f=None):                                    # (B, 2C, h, w); (B, C, h, w) where it is residual
         new = self.bn(self.conv(qm))                                  # (B, C, h, w)

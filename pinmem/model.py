@@ -176,7 +176,7 @@ def assemble(
     backbone = build_backbone(encoder, output_stride, weights, early_stride)
     skips = skips_of(head, backbone.strides)
     finer = [backbone.channels[i] for i in skips]
-    fuse = Fusion(channels, fusion != "bias", fusion == "residual") if memory else None
+    fuse = Fusion(channels, fusion) if memory else None
     context, decoder = build_head(head, backbone.channels[-1], finer, n, fuse, channels, **sizes)
     auxiliary = aux_head(backbone.channels[-2], n, dropout=aux_dropout) if aux else None
     parts = dict(updater=Updater(channels, updater), classifier=nn.Linear(channels, n),

@@ -89,7 +89,7 @@ def test_plus_starts_as_the_network_without_memory():
     assert plus.model.decoder.fusion.bn.weight.abs().min() > 0, "one step, and every channel listens"
 
 
-def test_warm_steps_are_a_share_of_the_run(tmp_path):
+def test_warm_steps_are_a_share_of_the_run():
     "Half of five steps: three before the split begins, in one go and in two."
     warm = lambda rows: [not row.get("test_seg") for row in rows]
     whole = make("pinmem", warm=0.5, alpha=0.5)
@@ -191,6 +191,7 @@ def test_every_preset_value_is_taken():
     (dict(crop=[768]), "[WIDTH, HEIGHT]"),
     (dict(preset="gs-r50", sources=["gtav:a"]), "synthia is missing"),
     (dict(tau=0), "tau"),
+    (dict(balance=0, unweigh=0.5), "unweigh"),
     (dict(sources=["town", "city"], domains=3), "domains"),
     (dict(sources=["town", "city"], domains=1), "two"),
 ])
