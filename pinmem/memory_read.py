@@ -56,12 +56,13 @@ class Fusion(nn.Module):
     def __init__(
         self,
         channels: int,      # C
-        kind: str = 'bn',   # BatchNorm before the ReLU; 'bias': none; 'residual', ours: BatchNorm, and added to the feature
+        kind: str = 'bn',   # BatchNorm before the ReLU; 'bias': none; ours: 'identity', starts as [I | 0], 'residual', added to f
     ):
         super().__init__()
         self.residual = kind == 'residual'
         self.conv = nn.Conv2d(2 * channels, channels, 1, bias=kind == 'bias')
         self.bn = nn.BatchNorm2d(channels) if kind != 'bias' else nn.Identity()
+        if kind == 'identity': nn.init.dirac_(self.conv.weight)       # [I | 0]
         if self.residual: nn.init.zeros_(self.bn.weight)
 
     def forward(self, qm, f=None):                                    # (B, 2C, h, w); (B, C, h, w) where it is residual
