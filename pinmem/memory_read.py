@@ -53,12 +53,16 @@ def read(
 # %% ../nbs/12_memory_read.ipynb #0024
 class Fusion(nn.Module):
     "Eq 5: a 1x1 convolution from [q ; read] back to C channels. It belongs to the decoder D."
+    KINDS = 'bn', 'bias', 'identity', 'residual'
+
     def __init__(
         self,
         channels: int,      # C
         kind: str = 'bn',   # BatchNorm before the ReLU; 'bias': none; ours: 'identity', starts as [I | 0], 'residual', added to f
     ):
         super().__init__()
+        if kind not in self.KINDS:
+            raise ValueError(f"fusion is {kind!r}; expected one of {', '.join(self.KINDS)}; pass one of these")
         self.residual = kind == 'residual'
         self.conv = nn.Conv2d(2 * channels, channels, 1, bias=kind == 'bias')
         self.bn = nn.BatchNorm2d(channels) if kind != 'bias' else nn.Identity()

@@ -196,7 +196,7 @@ def build_model(
     tau=1.0,              # temperature of the read
     read="softmax",       # or 'gumbel', 'centred'
     updater="raw",        # what U is given: 'raw' or 'normalised'
-    fusion="bn",          # 'bn', 'bias', 'identity' or 'residual', see `Fusion`
+    fusion="bn",          # one of `Fusion.KINDS`
     label_mode="area",    # or 'bilinear'
     coh_at="features",    # or 'labels'
     aux_dropout=0.1,      # of the auxiliary head
@@ -208,8 +208,6 @@ def build_model(
     if head not in STRIDES: raise ValueError(f"head is {head!r}; expected one of {', '.join(STRIDES)}; pass one of these")
     if unknown := set(config.pop("sizes")) - set(LIGHT):
         raise TypeError(f"build_model: unknown {', '.join(sorted(unknown))}; sizes are {', '.join(LIGHT)}")
-    if fusion not in ("bn", "bias", "identity", "residual"):
-        raise ValueError(f"build_model: fusion is {fusion!r}; expected 'bn', 'bias', 'identity' or 'residual'; pass one of these")
     config.update({**sizes_of(encoder, head), **sizes}, output_stride=output_stride or STRIDES[head])
     model = assemble(**config)
     model.config = config
