@@ -6,6 +6,7 @@ READY  := $(VENV)/.ready
 STAMP  := $(shell date +%Y%m%d-%H%M%S)
 OUT    ?= runs/$(STAMP)
 METHOD ?= pinmem
+MINUTES ?= 8.5
 comma  := ,
 
 .PHONY: train test lab check docs compare clean
@@ -16,8 +17,8 @@ $(READY): settings.ini setup.py pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $@
 
-train: $(READY)            ## draw streets, train, evaluate, write $(OUT)/report.html
-	$(BIN)/pinmem train --method $(METHOD) --out $(OUT)
+train: $(READY)            ## draw streets, train for at most $(MINUTES) minutes, evaluate, write $(OUT)/report.html
+	$(BIN)/pinmem train --method $(METHOD) --minutes $(MINUTES) --out $(OUT)
 
 test: $(READY) check       ## in-step check, every notebook, pytest
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests

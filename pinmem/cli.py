@@ -197,6 +197,7 @@ def train(
     config, folder = open_run(args)
     device = pick_device(args.device)
     if args.keep < 1: raise ValueError(f"--keep {args.keep}: must be 1 or more")
+    if args.minutes is not None and args.minutes <= 0: raise ValueError(f"--minutes {args.minutes:g}: must be more than 0")
     if args.threads: torch.set_num_threads(args.threads)
     domains = open_sources(config["sources"], config["method"], config["scenes"], config["seed"], tuple(config["size"]))
     targets = [open_target(name, config, config["exam"]) for name in config["targets"]]
@@ -594,7 +595,7 @@ def add_train(
                    help="domains to learn from: styles or NAME:PATH, with spaces or commas between them")
     p.add_argument("--targets", nargs="+", metavar="DOMAIN", help="domains to score afterwards, never trained on")
     p.add_argument("--steps", type=int, help=f"length of the schedule; {DEFAULT_STEPS}, or what the preset says")
-    p.add_argument("--minutes", type=float, help="stop after this time; the schedule then follows the clock")
+    p.add_argument("--minutes", type=float, help="time to train; a machine that is too slow for all steps takes fewer")
     p.add_argument("--stop", type=int, help="stop before this step; go on later with --resume")
     p.add_argument("--resume", action="store_true", help="go on with the run in --out")
     p.add_argument("--keep", type=int, default=2, help="states that stay on disk; a damaged one is passed over")

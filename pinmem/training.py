@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['lr_factor', 'whole_file', 'save_model', 'read_config', 'load_weights', 'load_run', 'NotFinite', 'stop_on_interrupt',
            'state_files', 'save_state', 'read_state', 'load_state', 'read_log', 'write_log', 'checked_update',
-           'NoMemory', 'LastGood', 'safe_update', 'fit', 'board', 'to_board']
+           'NoMemory', 'LastGood', 'safe_update', 'share_done', 'fit', 'board', 'to_board']
 
 # %% ../nbs/21_training.ipynb #0003
 import csv, json, math, os, signal, threading, time
@@ -283,6 +283,16 @@ def safe_update(
     good.back(rows)  # after the block: the error has let go of what it held
     raise failure from None
 
+# %% ../nbs/21_training.ipynb #0041b
+def share_done(
+    step, steps,  # number of steps taken, and of the whole schedule
+    seconds=0.0,  # since the run began
+    minutes=None, # its limit, or none
+):                # -> 0 to 1 and more; 1: it is over
+    "Share of a run that is over, by its steps or by the clock."
+    clock = seconds / (60 * minutes) if minutes else 0.0
+    return max(step / steps, clock if clock > .05 else 0.0)
+
 # %% ../nbs/21_training.ipynb #0041
 def fit(
     algorithm,      # from notebook 20: `update`, `set_rate`, `state_dict`, `load_state_dict`
@@ -291,7 +301,7 @@ def fit(
     folder=None,    # run directory for log.csv and state.pt; None keeps nothing on disk
     start=0,        # first step (a resumed run)
     stop=None,      # stop before this step; None is `steps`
-    minutes=None,   # wall-clock limit; the schedule then follows the clock too, so a run is not repeatable
+    minutes=None,   # wall-clock limit, see `share_done`; a run that it shortens cannot be repeated exactly
     every=100,      # steps between two kept states
     progress=True,  # show a bar
     watch=None,     # called as watch(rows) after each step: live pictures
@@ -301,12 +311,12 @@ def fit(
     rows, step, good, began = [], start, LastGood(algorithm, start, folder, keep), time.perf_counter()
     with stop_on_interrupt() as asked, tqdm(total=steps, initial=start, disable=not progress, unit="step") as bar:
         while step < (steps if stop is None else stop) and not asked:
-            clock = (time.perf_counter() - began) / (60 * minutes) if minutes else 0
-            if clock >= 1: break
-            algorithm.done = max(step / steps, clock)
+            algorithm.done = share_done(step, steps, time.perf_counter() - began, minutes)
+            if algorithm.done >= 1: break
             algorithm.set_rate(lr_factor(algorithm.done, algorithm.schedule))
             rows.append({"step": step, **safe_update(good, batches(step), step, rows)})
             step += 1
+            if minutes and algorithm.done: bar.total = min(steps, round(step / algorithm.done))  # as many as the time allows
             bar.update()
             bar.set_postfix({name: f"{value:.2f}" for name, value in list(rows[-1].items())[1:]})
             if watch: watch(rows)
