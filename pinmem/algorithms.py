@@ -323,7 +323,7 @@ class MLDG(Splitting):
         model,           # a `MemoryNet`
         alpha=0.01,      # inner rate, times the rate factor of the schedule
         order=2,         # 2: exact; 1: the inner gradient is taken as a constant
-        objective="sum", # step on 'outer' (Eq 11) or on 'sum' = inner + outer
+        objective="sum", # step on 'outer' (Eq 11), on 'sum' = inner + outer, or on their 'mean' over images
         **shared,        # keywords of `Splitting` and `Algorithm`
     ):
         super().__init__(model, **shared)
@@ -386,7 +386,7 @@ ALGORITHMS = {
 
 # %% ../nbs/20_algorithms.ipynb #0046
 CHOICES = {
-    "order": (1, 2), "objective": ("sum", "outer"), "reduction": ("mean", "sum"),
+    "order": (1, 2), "objective": ("sum", "mean", "outer"), "reduction": ("mean", "sum"),
     "prime": ("hat", "prime", "prime_frozen_e", "prime_frozen_eu"),
     "label_mode": ("area", "bilinear"), "coh_at": ("features", "labels"),
     "optimiser": tuple(OPTIMISERS), "schedule": ("onecycle", "poly", "exp", "constant"),
@@ -434,7 +434,7 @@ def check_taught(
     **others,                      # its other switches
 ):
     "At least one gradient must reach U."
-    if prime in ("prime", "prime_frozen_e") or lam2 > 0 and (objective == "sum" or order == 2): return
+    if prime in ("prime", "prime_frozen_e") or lam2 > 0 and (objective != "outer" or order == 2): return
     other = "lam2=0" if lam2 == 0 else "objective='outer' with order=1"
     raise ValueError(f"prime={prime!r} contradicts {other}: the first keeps the meta-test from teaching U, the second "
                      f"keeps L_div from it, so nothing would teach U; change one of them")

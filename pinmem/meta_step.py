@@ -140,14 +140,18 @@ def outer_gradients(
 
 # %% ../nbs/15_meta_step.ipynb #0031
 def combine(
-    inner,     # name -> gradient of the meta-train loss
-    outer,     # name -> gradient of the meta-test loss
-    objective, # 'outer' or 'sum'
-):             # -> name -> gradient to step on
-    "Eq 11 ('outer'; G keeps its step of Eq 9) or the sum of both gradients, as in MLDG."
+    inner,         # name -> gradient of the meta-train loss
+    outer,         # name -> gradient of the meta-test loss
+    objective,     # 'outer', 'sum' or 'mean'
+    images=(1, 1), # number of them on either side, for 'mean'
+):                 # -> name -> gradient to step on
+    "Eq 11 ('outer'; G keeps its step of Eq 9), the sum of both gradients, as in MLDG, or their mean over images."
     if objective == "sum": return {name: inner[name] + outer[name] for name in inner}
+    if objective == "mean":
+        a, b = (n / sum(images) for n in images)
+        return {name: a * inner[name] + b * outer[name] for name in inner}
     if objective != "outer":
-        raise ValueError(f"objective is {objective!r}; expected 'outer' or 'sum'; pass one of these")
+        raise ValueError(f"objective is {objective!r}; expected 'outer', 'sum' or 'mean'; pass one of these")
     return {name: (inner if name.startswith("classifier.") else outer)[name] for name in inner}
 
 # %% ../nbs/15_meta_step.ipynb #0032
@@ -178,7 +182,7 @@ def meta_gradients(
     *,
     alpha,                  # step size of Eq 9
     order=2,                # 2: differentiate through Eq 9; 1: treat its gradient as a constant
-    objective="outer",      # 'outer' as in Eq 11, or 'sum' = inner + outer
+    objective="outer",      # 'outer' as in Eq 11, 'sum' = inner + outer, or their 'mean' over images
     prime="prime_frozen_e", # 𝓜 of the meta-test, see `prime_memory`
     momentum=0.8,           # m
     lam1=0.02, lam2=0.2, lam_aux=0.4, # weights of cohesion, divergence and auxiliary loss
@@ -187,18 +191,19 @@ def meta_gradients(
     "Algorithm 1 up to the optimiser, Eq 8 to Eq 11; no module is copied, nothing given is changed."
     if order not in (1, 2): raise ValueError(f"order is {order!r}; expected 1 or 2; pass one of these")
     buffers = {name: t for name, t in buffers.items() if name != "mem"}
-    moved, mem_prime, lam = scratch(buffers), None, (lam1, lam2, lam_aux)
+    moved, lam = scratch(buffers), (lam1, lam2, lam_aux)
     loss_in, terms, mem_hat = meta_train(model, params, moved, mem, *mtr, momentum, *lam, reduction)
     inner = gradients(loss_in, params, create_graph=order == 2)
     params_prime = {name: p - alpha * inner[name] for name, p in params.items()}                    # Eq 9
-    if mem is not None:                                                                             # Eq 10
-        mem_prime = prime_memory(model, params_prime, buffers, mem, mem_hat, *mtr, prime, momentum)
+    mem_prime = None if mem is None else prime_memory(                                              # Eq 10
+        model, params_prime, buffers, mem, mem_hat, *mtr, prime, momentum)
     loss_out, more, _ = read_pass(model, params_prime, scratch(buffers), mem_prime, *mte, lam1, lam_aux)
     outer, change = outer_gradients(loss_out, params, params_prime)                                 # Eq 11
     losses = dict(loss_inner=loss_in, loss_outer=loss_out, **terms, **change,
                   **{name.replace("loss", "test"): t for name, t in more.items() if name.startswith("loss")})
     inner, losses, mems = detached(inner), detached(losses), detached(dict(hat=mem_hat, prime=mem_prime))
-    return MetaStep(combine(inner, outer, objective), inner, outer, losses, mems["hat"], mems["prime"], moved)
+    return MetaStep(combine(inner, outer, objective, (len(mtr[0]), len(mte[0]))), inner, outer, losses,
+                    mems["hat"], mems["prime"], moved)
 
 # %% ../nbs/15_meta_step.ipynb #0037
 @torch.no_grad()

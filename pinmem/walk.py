@@ -610,7 +610,8 @@ def final_model(
     at,  # namespace
 ):       # -> copy of the network with Θ* and the statistics that X_mtr moved
     "The network after the optimiser's step (here a plain one, of length β)."
-    at.grads = combine({name: g.detach() for name, g in at.inner.items()}, at.outer, at.objective)
+    inner, images = {name: g.detach() for name, g in at.inner.items()}, (len(at.mtr[0]), len(at.mte[0]))
+    at.grads = combine(inner, at.outer, at.objective, images)
     at.params_star = {name: (p - at.beta * at.grads[name]).detach() for name, p in at.params.items()}
     twin = copy.deepcopy(at.model)
     twin.load_state_dict({**at.params_star, **at.moved}, strict=False)
