@@ -148,8 +148,8 @@ def combine(
     "Eq 11 ('outer'; G keeps its step of Eq 9), the sum of both gradients, as in MLDG, or their mean over images."
     if objective == "sum": return {name: inner[name] + outer[name] for name in inner}
     if objective == "mean":
-        a, b = (n / sum(images) for n in images)
-        return {name: a * inner[name] + b * outer[name] for name in inner}
+        share = images[0] / sum(images)
+        return {name: share * inner[name] + (1 - share) * outer[name] for name in inner}
     if objective != "outer":
         raise ValueError(f"objective is {objective!r}; expected 'outer', 'sum' or 'mean'; pass one of these")
     return {name: (inner if name.startswith("classifier.") else outer)[name] for name in inner}
