@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 STAMP  := $(shell date +%Y%m%d-%H%M%S)
 OUT    ?= runs/$(STAMP)
 METHOD ?= pinmem
-MINUTES ?= 8.5
+MINUTES ?= 7.5
 comma  := ,
 
 .PHONY: train test lab check docs compare clean
