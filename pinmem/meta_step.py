@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['part', 'call', 'scratch', 'read_pass', 'features', 'write_pass', 'meta_train', 'prime_memory', 'gradients',
-           'outer_gradients', 'combine', 'MetaStep', 'detached', 'meta_gradients', 'write_memory']
+           'outer_gradients', 'combine', 'MetaStep', 'detached', 'step_log', 'meta_gradients', 'write_memory']
 
 # %% ../nbs/15_meta_step.ipynb #0003
 from dataclasses import dataclass
@@ -173,6 +173,16 @@ def detached(
     "Values only."
     return {name: None if t is None else t.detach() for name, t in tensors.items()}
 
+# %% ../nbs/15_meta_step.ipynb #0034a
+def step_log(
+    loss_in, loss_out, # scalars, losses of meta-training and of the meta-test
+    terms, more,       # dicts: their parts, and what was read
+    change,            # dict: what the second order did
+):                     # -> dict: name -> detached scalar
+    "The losses of a step for the log; parts of the meta-test are called `test_`."
+    tests = {name.replace("loss", "test"): t for name, t in more.items() if name.startswith("loss")}
+    return detached(dict(loss_inner=loss_in, loss_outer=loss_out, **terms, **change, **tests))
+
 # %% ../nbs/15_meta_step.ipynb #0035
 def meta_gradients(
     model,                  # `MemoryNet` in training mode
@@ -199,10 +209,9 @@ def meta_gradients(
         model, params_prime, buffers, mem, mem_hat, *mtr, prime, momentum)
     loss_out, more, _ = read_pass(model, params_prime, scratch(buffers), mem_prime, *mte, lam1, lam_aux)
     outer, change = outer_gradients(loss_out, params, params_prime)                                 # Eq 11
-    losses = dict(loss_inner=loss_in, loss_outer=loss_out, **terms, **change,
-                  **{name.replace("loss", "test"): t for name, t in more.items() if name.startswith("loss")})
-    inner, losses, mems = detached(inner), detached(losses), detached(dict(hat=mem_hat, prime=mem_prime))
-    return MetaStep(combine(inner, outer, objective, (len(mtr[0]), len(mte[0]))), inner, outer, losses,
+    grads = combine(detached(inner), outer, objective, (len(mtr[0]), len(mte[0])))
+    mems = detached(dict(hat=mem_hat, prime=mem_prime))
+    return MetaStep(grads, detached(inner), outer, step_log(loss_in, loss_out, terms, more, change),
                     mems["hat"], mems["prime"], moved)
 
 # %% ../nbs/15_meta_step.ipynb #0037

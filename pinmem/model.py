@@ -208,6 +208,7 @@ def build_model(
     if head not in STRIDES: raise ValueError(f"head is {head!r}; expected one of {', '.join(STRIDES)}; pass one of these")
     if unknown := set(config.pop("sizes")) - set(LIGHT):
         raise TypeError(f"build_model: unknown {', '.join(sorted(unknown))}; sizes are {', '.join(LIGHT)}")
+    Fusion.check(fusion)
     config.update({**sizes_of(encoder, head), **sizes}, output_stride=output_stride or STRIDES[head])
     model = assemble(**config)
     model.config = config
