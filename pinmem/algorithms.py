@@ -47,7 +47,7 @@ OPTIMISERS = {
 # %% ../nbs/20_algorithms.ipynb #0009
 class Averaging:
     "Count the steps; when the share `average` of the run is over, the mean of the weights goes along (0: never)."
-    steps, done, average, mean = 0, 0.0, 0.0, None
+    steps, done, seconds, average, mean = 0, 0.0, 0.0, 0.0, None
 
     def count(self):
         "One step was taken."
@@ -73,13 +73,13 @@ class Resumable(Averaging):
         "A copy of everything that a resumed run needs."
         mean = {} if self.mean is None else {"mean": dict(self.mean.state_dict())}
         return copy.deepcopy({"model": dict(self.model.state_dict()), "optimiser": self.optimiser.state_dict(),
-                              "steps": self.steps, **mean})
+                              "steps": self.steps, "seconds": self.seconds, **mean})
 
     def load_state_dict(self, state):
         "Go back to a state."
         self.model.load_state_dict(state["model"])
         self.optimiser.load_state_dict(copy.deepcopy(state["optimiser"]))
-        self.steps, self.mean = state["steps"], None
+        self.steps, self.seconds, self.mean = state["steps"], state["seconds"], None
         if "mean" not in state: return
         self.start_mean()
         self.mean.load_state_dict(state["mean"])

@@ -308,14 +308,14 @@ def fit(
     keep=2,         # number of states that stay on disk
 ):                  # -> (number of steps taken, list of log rows of this call)
     "Repeat `algorithm.update`; keeps the last good state, survives Ctrl-C, NaN and a lack of memory."
-    rows, step, good, began = [], start, LastGood(algorithm, start, folder, keep), time.perf_counter()
+    rows, step, began, good = [], start, time.perf_counter() - algorithm.seconds, LastGood(algorithm, start, folder, keep)
     with stop_on_interrupt() as asked, tqdm(total=steps, initial=start, disable=not progress, unit="step") as bar:
         while step < (steps if stop is None else stop) and not asked:
             algorithm.done = share_done(step, steps, time.perf_counter() - began, minutes)
             if algorithm.done >= 1: break
             algorithm.set_rate(lr_factor(algorithm.done, algorithm.schedule))
             rows.append({"step": step, **safe_update(good, batches(step), step, rows)})
-            step += 1
+            step, algorithm.seconds = step + 1, time.perf_counter() - began
             if minutes and algorithm.done: bar.total = min(steps, round(step / algorithm.done))  # as many as the time allows
             bar.update()
             bar.set_postfix({name: f"{value:.2f}" for name, value in list(rows[-1].items())[1:]})

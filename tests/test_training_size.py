@@ -130,11 +130,11 @@ def test_some_steps_in_bf16_recomputed(method):
 
 class Toy:
     "One number that follows its batches; fails when told to."
-    schedule, seed = "constant", 0
+    schedule, seed, seconds = "constant", 0, 0.0
     def __init__(self, fail=None): self.a, self.steps, self.fail = torch.zeros(()), 0, fail
     def set_rate(self, factor): pass
-    def state_dict(self): return {"a": self.a.clone(), "steps": self.steps}
-    def load_state_dict(self, state): self.a, self.steps = state["a"].clone(), state["steps"]
+    def state_dict(self): return {"a": self.a.clone(), "steps": self.steps, "seconds": self.seconds}
+    def load_state_dict(self, state): self.a, self.steps, self.seconds = state["a"].clone(), state["steps"], state["seconds"]
     def update(self, batch):
         self.a = self.a + 0.3 * (batch - self.a) + torch.rand(())    # like dropout: draws from the global generator
         self.steps += 1
@@ -265,6 +265,14 @@ def test_what_is_a_share_of_the_run_follows_the_clock_too(monkeypatch):
     seen.clear()
     fit(Slow(), lambda t: torch.tensor(1.0), 4, progress=False)
     assert seen == [0, .25, .5, .75]
+    seen.clear()
+    stopped = Slow()
+    fit(stopped, lambda t: torch.tensor(1.0), 1000, stop=2, minutes=1, progress=False)
+    now[0] += 500                                                # somebody goes for a walk
+    again = Slow()
+    again.load_state_dict(stopped.state_dict())
+    assert fit(again, lambda t: torch.tensor(1.0), 1000, start=2, minutes=1, progress=False)[0] == 3
+    assert seen == pytest.approx([0, 1 / 3, 2 / 3])
 
 
 # ------------------------------------------------------------------------------------------ batches
