@@ -7,8 +7,9 @@ __all__ = ['EXAM', 'ROWS', 'ROWS_OF', 'split_names', 'open_sources', 'new_folder
            'make_algorithm', 'plan_run', 'all_settings', 'describe_run', 'open_run', 'train', 'to_device', 'last_step',
            'kinds', 'estimate', 'watchers', 'settle', 'learn', 'open_target', 'predictor', 'score', 'finish',
            'report_run', 'evaluate_run', 'look_at', 'find_images', 'predict_image', 'write_image', 'predict',
-           'write_memory_maps', 'scenes', 'compare_runs', 'convert_run', 'explore_run', 'size', 'fraction', 'Parser',
-           'add_train', 'add_evaluate', 'add_pictures', 'add_compare', 'add_runs', 'parser', 'main']
+           'write_memory_maps', 'scenes', 'compare_runs', 'convert_run', 'explore_run', 'size', 'fraction', 'whole',
+           'seeds', 'positive', 'Parser', 'add_train', 'add_evaluate', 'add_pictures', 'add_compare', 'add_runs',
+           'parser', 'main']
 
 # %% ../nbs/23_cli.ipynb #0003
 import argparse, functools, json, platform, sys, textwrap
@@ -134,9 +135,8 @@ def plan_run(
     sources, targets = (split_names(",".join(names if given is None else given))
                         for names, given in zip(usual, (args.sources, args.targets)))
     steps = row.get("steps", DEFAULT_STEPS) if args.steps is None else args.steps
-    if steps < 1: raise ValueError(f"--steps {steps}: must be 1 or more")
     switches = dict(map(read_switch, args.set))
-    switches |= {name: value for name, value in (("lr", args.lr), ("encoder", args.encoder)) if value}
+    switches |= {name: value for name, value in (("lr", args.lr), ("encoder", args.encoder)) if value is not None}
     made = plan(args.method, args.preset, sources, steps, **switches)
     made["model"]["weights"] = None if args.weights == "none" else args.weights
     more = {place: made[place] for place in ("compute", "score") if place in made}
@@ -196,8 +196,6 @@ def train(
     "`pinmem train`."
     config, folder = open_run(args)
     device = pick_device(args.device)
-    if args.keep < 1: raise ValueError(f"--keep {args.keep}: must be 1 or more")
-    if args.minutes is not None and args.minutes <= 0: raise ValueError(f"--minutes {args.minutes:g}: must be more than 0")
     if args.threads: torch.set_num_threads(args.threads)
     domains = open_sources(config["sources"], config["method"], config["scenes"], config["seed"], tuple(config["size"]))
     targets = [open_target(name, config, config["exam"]) for name in config["targets"]]
@@ -518,7 +516,6 @@ def scenes(
     "`pinmem scenes`: a folder that `folder:PATH` reads back."
     if args.style not in STYLES:
         raise ValueError(f"{args.style}: unknown style; choose {', '.join(STYLES)}")
-    if args.n < 1: raise ValueError(f"--n {args.n}: must be 1 or more")
     folder = new_folder(args.out)
     for part in ("images", "labels"): (folder / part).mkdir(parents=True, exist_ok=True)
     for i in tqdm(range(args.n), desc=f"drawing {args.style}", disable=args.quiet):
@@ -536,7 +533,7 @@ def compare_runs(
     common = dict(map(read_switch, args.set))
     common |= {name: getattr(args, name) for name in ("preset", "sources", "targets", "steps", "scenes", "exam")}
     settings = {text: dict(map(read_switch, text.split())) for text in args.setting} or None
-    compare(args.methods.split(","), [int(seed) for seed in args.seeds.split(",")], settings, args.out, None, args.processes,
+    compare(args.methods.split(","), args.seeds, settings, args.out, None, args.processes,
             args.retry, **common)
 
 # %% ../nbs/23_cli.ipynb #0057
@@ -578,12 +575,40 @@ def fraction(
     return value
 
 # %% ../nbs/23_cli.ipynb #0062
-class Parser(argparse.ArgumentParser):
-    "An argument error is one line, like every other error."
-    def error(self, text):
-        self.exit(2, f"pinmem: {text}; see {self.prog} --help\n")
+def whole(
+    low, # smallest that makes sense
+):       # -> function: text -> whole number
+    "Whole numbers from `low` on."
+    def number(text):
+        try: value = int(text)
+        except ValueError: value = low - 1
+        if value < low: raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number, {low} or more")
+        return value
+    return number
 
 # %% ../nbs/23_cli.ipynb #0063
+def seeds(
+    text, # '0,1,2'
+):        # -> list of seeds
+    "Seeds of a comparison."
+    return [whole(0)(part) for part in text.split(",")]
+
+# %% ../nbs/23_cli.ipynb #0064
+def positive(
+    text, # '7.5'
+):        # -> number
+    "A number above 0."
+    try: value = float(text)
+    except ValueError: value = 0.0
+    if not value > 0: raise argparse.ArgumentTypeError(f"{text!r}: expected a number above 0")
+    return value
+
+# %% ../nbs/23_cli.ipynb #0065
+class Parser(argparse.ArgumentParser):
+    "An argument error is one line, like every other error."
+    def error(self, text): raise ValueError(f"{text}; see {self.prog} --help")
+
+# %% ../nbs/23_cli.ipynb #0066
 def add_train(
     commands,  # from add_subparsers
 ):
@@ -594,26 +619,26 @@ def add_train(
     p.add_argument("--sources", "--data", nargs="+", metavar="DOMAIN",
                    help="domains to learn from: styles or NAME:PATH, with spaces or commas between them")
     p.add_argument("--targets", nargs="+", metavar="DOMAIN", help="domains to score afterwards, never trained on")
-    p.add_argument("--steps", type=int, help=f"length of the schedule; {DEFAULT_STEPS}, or what the preset says")
-    p.add_argument("--minutes", type=float, help="time to train; a machine that is too slow for all steps takes fewer")
-    p.add_argument("--stop", type=int, help="stop before this step; go on later with --resume")
+    p.add_argument("--steps", type=whole(1), help=f"length of the schedule; {DEFAULT_STEPS}, or what the preset says")
+    p.add_argument("--minutes", type=positive, help="time to train; a machine that is too slow for all steps takes fewer")
+    p.add_argument("--stop", type=whole(1), help="stop before this step; go on later with --resume")
     p.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    p.add_argument("--keep", type=int, default=2, help="states that stay on disk; a damaged one is passed over")
+    p.add_argument("--keep", type=whole(1), default=2, help="states that stay on disk; a damaged one is passed over")
     p.add_argument("--estimate", action="store_true", help="a few steps: print time and memory of the run, and stop")
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--seed", type=whole(0), default=0)
     p.add_argument("--out", default="runs/main", help="run directory")
-    p.add_argument("--scenes", type=int, default=400, help="scenes drawn for each source style")
-    p.add_argument("--exam", type=int, default=60, help="scenes drawn for scoring each style")
+    p.add_argument("--scenes", type=whole(1), default=400, help="scenes drawn for each source style")
+    p.add_argument("--exam", type=whole(1), default=60, help="scenes drawn for scoring each style")
     p.add_argument("--size", type=size, default=(256, 128), help="size of the scenes, WIDTHxHEIGHT")
     p.add_argument("--encoder", help="any timm backbone")
     p.add_argument("--weights", default="imagenet", help="of the encoder: imagenet, a file, or none")
     p.add_argument("--lr", type=float, help="base learning rate")
     p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="any switch of notebook 20, e.g. tau=0.3")
-    p.add_argument("--workers", type=int, default=2, help="processes that draw scenes or read files")
-    p.add_argument("--threads", type=int, help="threads that compute; fix it to repeat a run exactly")
+    p.add_argument("--workers", type=whole(0), default=2, help="processes that draw scenes or read files")
+    p.add_argument("--threads", type=whole(1), help="threads that compute; fix it to repeat a run exactly")
     p.set_defaults(call=train)
 
-# %% ../nbs/23_cli.ipynb #0064
+# %% ../nbs/23_cli.ipynb #0067
 def add_evaluate(
     commands,  # from add_subparsers
 ):
@@ -621,16 +646,16 @@ def add_evaluate(
     p = commands.add_parser("evaluate", help="score a run on data sets")
     p.add_argument("run"); p.add_argument("datasets", nargs="+", metavar="DATASET", help="NAME:PATH or a style")
     p.add_argument("--json", action="store_true", help="print one JSON object")
-    p.add_argument("--scenes", type=int, default=60, help="scenes of a style")
+    p.add_argument("--scenes", type=whole(1), default=60, help="scenes of a style")
     p.add_argument("--window", type=size, help="slide a window of this WIDTHxHEIGHT; default: the whole image")
     p.add_argument("--flip", action="store_true", help="average with the mirror image")
-    p.add_argument("--height", type=int, help="shrink taller images to this height; labels keep their size")
+    p.add_argument("--height", type=whole(32), help="shrink taller images to this height; labels keep their size")
     p.add_argument("--statistics", type=fraction, metavar="SHARE", help="0 to 1: of BatchNorm's statistics, from each image itself")
     p.add_argument("--classes", type=int, default=19, choices=(16, 19), help="16: the classes of SYNTHIA")
     p.add_argument("--beside", metavar="TABLE", help="print the paper's numbers beside ours: gs-r50, g-r50, ...")
     p.set_defaults(call=evaluate_run)
 
-# %% ../nbs/23_cli.ipynb #0065
+# %% ../nbs/23_cli.ipynb #0068
 def add_pictures(
     commands,  # from add_subparsers
 ):
@@ -638,41 +663,41 @@ def add_pictures(
     p = commands.add_parser("predict", help="segment your own pictures")
     p.add_argument("run"); p.add_argument("images", nargs="+", metavar="IMAGE-OR-FOLDER"); p.add_argument("--out", required=True)
     p.add_argument("--memory", action="store_true", help="also draw the memory-weight maps")
-    p.add_argument("--width", type=int, default=512, help="widest input of the network")
+    p.add_argument("--width", type=whole(32), default=512, help="widest input of the network")
     p.set_defaults(call=predict)
     p = commands.add_parser("scenes", help="draw scenes into a folder")
-    p.add_argument("style"); p.add_argument("--n", type=int, default=20); p.add_argument("--out", required=True)
-    p.add_argument("--seed", type=int, default=0); p.add_argument("--size", type=size, default=(256, 128))
+    p.add_argument("style"); p.add_argument("--n", type=whole(1), default=20); p.add_argument("--out", required=True)
+    p.add_argument("--seed", type=whole(0), default=0); p.add_argument("--size", type=size, default=(256, 128))
     p.set_defaults(call=scenes)
     p = commands.add_parser("data", help="look at a data set before training on it")
     p.add_argument("dataset", metavar="DATASET", help="NAME:PATH or a style")
     p.add_argument("--out", help="picture with overlays")
-    p.add_argument("--limit", type=int, default=500, help="read at most this many pairs, evenly spread; 0: all")
+    p.add_argument("--limit", type=whole(0), default=500, help="read at most this many pairs, evenly spread; 0: all")
     p.add_argument("--json", action="store_true", help="print one JSON object")
     p.set_defaults(call=look_at)
 
-# %% ../nbs/23_cli.ipynb #0066
+# %% ../nbs/23_cli.ipynb #0069
 def add_compare(
     commands,  # from add_subparsers
 ):
     "The options of `pinmem compare`."
     p = commands.add_parser("compare", help="methods x seeds x settings; goes on where it was stopped")
     p.add_argument("--methods", default="aggregation,pinmem", help="the baseline first")
-    p.add_argument("--seeds", default="0,1,2,3,4")
+    p.add_argument("--seeds", type=seeds, default="0,1,2,3,4")
     p.add_argument("--setting", action="append", default=[], metavar="'NAME=VALUE ...'", help="switches; repeat for more")
     p.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a switch for every setting")
     p.add_argument("--preset", default="pinmem", choices=list(PRESETS))
     p.add_argument("--sources", default=",".join(DEFAULT_SOURCES))
     p.add_argument("--targets", default=",".join(UNSEEN))
-    p.add_argument("--steps", type=int, default=DEFAULT_STEPS)
-    p.add_argument("--scenes", type=int, default=400, help="scenes drawn for each source style")
-    p.add_argument("--exam", type=int, default=20, help="scenes drawn for scoring each style")
-    p.add_argument("--processes", type=int, default=1, help="trainings at the same time")
+    p.add_argument("--steps", type=whole(1), default=DEFAULT_STEPS)
+    p.add_argument("--scenes", type=whole(1), default=400, help="scenes drawn for each source style")
+    p.add_argument("--exam", type=whole(1), default=20, help="scenes drawn for scoring each style")
+    p.add_argument("--processes", type=whole(1), default=1, help="trainings at the same time")
     p.add_argument("--retry", action="store_true", help="run failed cells once more")
     p.add_argument("--out", default="runs/compare")
     p.set_defaults(call=compare_runs)
 
-# %% ../nbs/23_cli.ipynb #0067
+# %% ../nbs/23_cli.ipynb #0070
 def add_runs(
     commands,  # from add_subparsers
 ):
@@ -685,7 +710,7 @@ def add_runs(
     p.add_argument("--no-browser", action="store_true", help="print the address, do not open it")
     p.set_defaults(call=explore_run)
 
-# %% ../nbs/23_cli.ipynb #0068
+# %% ../nbs/23_cli.ipynb #0071
 def parser():  # -> ArgumentParser
     "The command line of pinmem."
     top = Parser(prog="pinmem", description="Pin the Memory: learn a class memory on some domains, read it on others.")
@@ -697,13 +722,14 @@ def parser():  # -> ArgumentParser
         if p.get_default("call") in (train, evaluate_run, predict): p.add_argument("--device", default="auto")
     return top
 
-# %% ../nbs/23_cli.ipynb #0069
+# %% ../nbs/23_cli.ipynb #0072
 def main(
     argv=None,  # list of words; None: the command line
 ):              # -> exit code: 0 fine, 2 a mistake in what was given, 130 interrupted
     "Entry point of the `pinmem` command."
-    args = parser().parse_args(argv)
-    try: args.call(args)
+    try:
+        args = parser().parse_args(argv)
+        args.call(args)
     except (ValueError, OSError, NotFinite, IndexError, RuntimeError, MemoryError) as error:
         lacking = out_of_memory(error) and not isinstance(error, NoMemory)
         if isinstance(error, RuntimeError) and not lacking: raise

@@ -77,8 +77,7 @@ def test_a_share_of_the_statistics(run, capsys):
         return json.loads(capsys.readouterr().out)["fog"]["iou"]
     plain = iou()
     assert iou("--statistics", "0") == plain != iou("--statistics", "0.25") != iou("--statistics", "1")
-    with pytest.raises(SystemExit): main(["evaluate", str(run), "fog", "--statistics", "2"])
-    assert "'2': expected a number from 0 to 1" in capsys.readouterr().err
+    assert "'2': expected a number from 0 to 1" in refused(capsys, "evaluate", str(run), "fog", "--statistics", "2")
 
 
 def test_predict_writes_mask_overlay_and_memory(run, tmp_path):
@@ -124,7 +123,11 @@ def test_interrupt_keeps_what_was_learned(tmp_path, monkeypatch):
     (["train", "--sources", ""], "--sources"),
     (["train", "--sources", "twon,city"], "town"),
     (["train", "--method", "magic"], "aggregation"),
-    (["train", "--steps", "0"], "--steps"),
+    (["train", "--steps", "0"], "--steps"), (["train", "--scenes", "0"], "--scenes"), (["train", "--exam", "0"], "--exam"),
+    (["train", "--workers", "-1"], "--workers"), (["train", "--stop", "-3"], "--stop"), (["train", "--seed", "-1"], "--seed"),
+    (["scenes", "rain", "--out", "x", "--seed", "-1"], "--seed"), (["scenes", "rain", "--out", "x", "--n", "0"], "--n"),
+    (["evaluate", "nowhere", "night", "--scenes", "0"], "--scenes"), (["compare", "--seeds", "0,b"], "'b'"),
+    (["compare", "--seeds", "0,-1"], "'-1'"), (["compare", "--processes", "0"], "--processes"),
     (["train", "--device", "gpu"], "--device"),
     (["train", "--targets", "moon"], "moon"),
     (["train", "--resume"], "config.json"),
