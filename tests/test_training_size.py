@@ -396,7 +396,8 @@ def refused(capsys, *words):
     (["--preset", "gs-r101", "--data", "gtav:a", "gtav:b", "synthia:b"], "2 times"),
     (["--preset", "g-r50", "--data", "town", "camvid:a"], "not from town"),
     (["--preset", "g-r50", "--data", "gtav:nowhere"], "nowhere"),
-    (["--set", "precision=half"], "'bf16'"), (["--set", "crop=768"], "[WIDTH, HEIGHT]"), (["--keep", "0"], "--keep"), (["--minutes", "0"], "--minutes"), (["--minutes", "nan"], "--minutes"),
+    (["--set", "precision=half"], "'bf16'"), (["--set", "crop=768"], "[WIDTH, HEIGHT]"), (["--keep", "0"], "--keep"),
+    (["--minutes", "0"], "--minutes"), (["--minutes", "nan"], "--minutes"),
     (["--steps", "1", "--estimate"], "--steps 4"),
 ])
 def test_mistakes(words, needed, capsys, tmp_path, monkeypatch):
