@@ -171,6 +171,17 @@ def test_a_setting_that_fails_is_not_chosen(tmp_path):
     assert choose_setting(rows, "pinmem")["setting"] == "a"
 
 
+def test_settings_are_compared_on_the_seeds_that_all_have(tmp_path):
+    "Seed 1 is a lucky one; only one setting had it."
+    def run(cell, folder, lock):
+        made = fake(cell, folder, lock)
+        return {**made, "miou": {**made["miou"], "town": 0.5 + 0.3 * cell.seed + 0.1 * (cell.setting == "a")}}
+    go = lambda seeds, name, lr: compare(["pinmem"], seeds, {name: {"lr": lr}}, out=tmp_path / name, run=run, say=quiet)
+    rows = go([0], "a", 0.001) + go([0, 1], "b", 0.002)
+    assert choose_setting(rows, "pinmem", ["town"])["setting"] == "a"
+    assert choose_setting([rows[0], rows[2]], "pinmem", ["town"])["setting"] == "b"       # none is shared: each has its own
+
+
 def test_a_changed_preset_makes_other_cells(tmp_path, monkeypatch):
     ran = []
     run = lambda *a: ran.append(a) or fake(*a)
