@@ -432,12 +432,12 @@ def choose_setting(
     if not mine: raise ValueError(f"method {method!r} was not compared; choose one that was")
     done = [r for r in mine if r["status"] == "done" and None not in [score_of(r, d) for d in domains]]
     if not done: raise ValueError(f"method {method!r}: no seed finished with a score on {', '.join(domains)}, so no setting is best")
-    by_setting, found = {row["setting"]: [scores(done, variant(row), d) for d in domains] for row in done}, {}
-    shared = set.intersection(*(set(by_seed) for those in by_setting.values() for by_seed in those))
-    for setting, those in by_setting.items():
+    by_setting, found = {}, {}
+    for r in done: by_setting.setdefault(r["setting"], {})[r["seed"]] = np.mean([score_of(r, d) for d in domains])
+    shared = set.intersection(*map(set, by_setting.values()))
+    for setting, by_seed in by_setting.items():
         failed = sum(r["status"] != "done" for r in mine if r["setting"] == setting)
-        values = [v for by_seed in those for seed, v in by_seed.items() if seed in shared or not shared]
-        found[setting] = (-failed, float(np.mean(values)))
+        found[setting] = (-failed, float(np.mean([v for seed, v in by_seed.items() if seed in shared or not shared])))
     sources = {"source validation"}.union(*(r["sources"] for r in mine if r["status"] == "done"))
     return dict(method=method, setting=max(found, key=found.get),
                 scores={k: round(v, 3) for k, (_, v) in found.items()},

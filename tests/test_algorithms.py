@@ -119,9 +119,11 @@ def test_state_put_back_goes_on_as_before(method):
     whole, halves = make(method, **keywords), make(method, **keywords)
     for s in range(5): last = whole.update(batches(s))
     for s in range(2): halves.update(batches(s))
+    halves.seconds = 12.5
     state = halves.state_dict()
     other = make(method, **keywords)
     other.load_state_dict(state)
+    assert other.seconds == 12.5 and other.steps == 2
     for s in range(2, 5): again = other.update(batches(s))
     assert last == again and not changed(whole.model.state_dict(), other.model.state_dict())
 
