@@ -2,7 +2,7 @@
 
 Everything is modelled in code: no asset, texture, scan or photograph is read. Light is traced by Cycles
 (sun, sky, bounces), so shadows, reflections and the falling off of light are those of a real camera, which the
-drawn styles of `nbs/01_scenes.ipynb` only suggest. The mask of every class is a second rendering of the same
+drawn styles of `nbs/01_streets.ipynb` only suggest. The mask of every class is a second rendering of the same
 scene, one sample a pixel, in which each object shines with its train id.
 
     python3.11 -m venv .blender && .blender/bin/pip install bpy==5.0.1 pillow

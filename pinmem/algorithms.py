@@ -529,10 +529,10 @@ def takes(
 ABOUT_MEMORY = {"tau", "read", "updater", "fusion", "label_mode", "coh_at"}  # useless without 𝓜
 
 # %% ../nbs/20_algorithms.ipynb #0088
-COMPUTE = dict(precision="float32", checkpoint=False)                 # how a step is computed, see notebook 19
+COMPUTE = dict(precision="float32", checkpoint=False)                 # how a step is computed, see notebook 32
 
 # %% ../nbs/20_algorithms.ipynb #0089
-SCORE = dict(classes=19, window=None, flip=False, height=None)        # how a run is scored, see notebook 22
+SCORE = dict(classes=19, window=None, flip=False, height=None)        # how a run is scored, see notebook 34
 
 # %% ../nbs/20_algorithms.ipynb #0090
 def place_of(

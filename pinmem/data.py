@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 import pinmem
 from .labels import CAMVID11, CLASSES, CODES, FULL, IGNORE, recode
-from .scenes import SOURCES, STYLES, draw
+from .streets import SOURCES, STYLES, draw
 
 # %% ../nbs/02_data.ipynb #0007
 class DrawnDomain:

@@ -66,7 +66,7 @@ class DeepLabV3Plus(nn.Module):
         n=19,          # N, number of classes
         fine=48,       # channels kept of the fine map
         width=256,     # channels of the two 3x3 convolutions
-        fusion=None,   # module of Eq 5 (notebook 12), or none: a network without memory
+        fusion=None,   # module of Eq 5 (notebook 13), or none: a network without memory
     ):
         super().__init__()
         self.fusion = fusion
@@ -102,7 +102,7 @@ class DeepLabV2(nn.Module):
         channels,    # C, channels of f
         n=19,        # N, number of classes
         width=256,   # channels of the 3x3 convolution
-        fusion=None, # module of Eq 5 (notebook 12), or none: a network without memory
+        fusion=None, # module of Eq 5 (notebook 13), or none: a network without memory
     ):
         super().__init__()
         self.fusion = fusion
@@ -120,7 +120,7 @@ class FCN8s(nn.Module):
         channels,      # C, channels of f
         channels_fine, # channels of the map at stride 8 and of the one at stride 16
         n=19,          # N, number of classes
-        fusion=None,   # module of Eq 5 (notebook 12), or none: a network without memory
+        fusion=None,   # module of Eq 5 (notebook 13), or none: a network without memory
     ):
         super().__init__()
         self.fusion = fusion

@@ -156,7 +156,7 @@ def test_exif_rotation(tmp_path):
 
 
 def test_unknown_domain(pairs):
-    from pinmem.scenes import STYLES
+    from pinmem.streets import STYLES
     style = next(iter(STYLES))
     complaint(ValueError, lambda: open_domain(style + 'x'), f'did you mean {style!r}', 'folder:PATH')
     complaint(ValueError, lambda: open_domain(str(pairs)), f'did you mean folder:{pairs}')
@@ -164,12 +164,12 @@ def test_unknown_domain(pairs):
 
 
 def test_index_beyond_the_scenes():
-    from pinmem.scenes import STYLES
+    from pinmem.streets import STYLES
     complaint(IndexError, lambda: DrawnDomain(next(iter(STYLES)), n=2)[2], 'scene 2', '2 scenes')
 
 
 def test_scenes_drawn_in_other_processes_are_the_same():
-    from pinmem.scenes import STYLES
+    from pinmem.streets import STYLES
     fresh, stored = (DrawnDomain(next(iter(STYLES)), n=3, size=(64, 32)) for _ in range(2))
     cache(stored, processes=2, progress=False)
     assert stored.pool.shape == (3, 32, 64, 4)

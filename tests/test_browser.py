@@ -274,7 +274,7 @@ def jupyter(runs, tmp_path, environment):
                          ("notebook-extension/tracker", {"windowingMode": "none"})):
         (settings / place).parent.mkdir(parents=True, exist_ok=True)
         (settings / f"{place}.jupyterlab-settings").write_text(json.dumps(value))
-    notebook = json.loads((nbs / "32_explorer.ipynb").read_text(encoding="utf-8"))
+    notebook = json.loads((nbs / "43_explorer.ipynb").read_text(encoding="utf-8"))
     last = f"from pinmem.explorer import load_networks\nExplorer(load_networks({[str(run) for run in runs]})).box"
     live = ("from pinmem.plots import LivePlot\nwatch, rows = LivePlot(every=2), []\nfor step in range(6):\n"
             "    rows.append({'step': step, 'loss': 1 / (1 + step)})\n    watch(rows)")

@@ -14,7 +14,7 @@ from pinmem.algorithms import PRESETS
 from pinmem.cli import main
 from pinmem.compare import (Cell, append_row, choose_setting, chosen_rows, compare, difference, finished, make_cells, only_one,
                             read_rows, scores, table, train_cell, variant)
-from pinmem.scenes import SOURCES
+from pinmem.streets import SOURCES
 
 FORK = multiprocessing.get_context("fork")
 

@@ -34,7 +34,7 @@ def test_library_needs_no_notebook_tools(path):
 def test_import_direction_is_the_number_order():
     number = {p.stem.split("_", 1)[1]: int(p.stem[:2]) for p in (ROOT / "nbs").glob("[0-9]*.ipynb")}
     for path in MODULES:
-        if path.stem == "cli": continue  # the command shows pictures, whose notebooks have higher numbers
+        if path.stem == "cli": continue  # the command stands on the roof
         for name in imports(path):
             other = name.lstrip(".").removeprefix("pinmem.")
             if name.startswith(".") and other in number:

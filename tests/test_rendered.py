@@ -12,7 +12,7 @@ from PIL import Image
 from pinmem.cli import main
 from pinmem.data import DEFAULT_SOURCES, FolderDomain, RENDERED, check_domain, open_domain, rendered_folder
 from pinmem.labels import CLASSES
-from pinmem.scenes import SOURCES
+from pinmem.streets import SOURCES
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "data_samples" / "rendered"

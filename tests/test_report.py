@@ -19,7 +19,7 @@ from pinmem.meta_step import meta_gradients, write_memory
 from pinmem.model import build_model
 from pinmem.plots import memory_weight_maps
 from pinmem.report import Picture, png_bytes, run_figures, write_report
-from pinmem.scenes import SOURCES, UNSEEN
+from pinmem.streets import SOURCES, UNSEEN
 from pinmem.walk import STOPS, alt_text, player, show_stop, stop_png, walk
 
 TABLE = {

@@ -3,7 +3,7 @@ import os, subprocess, sys
 from pathlib import Path
 import numpy as np, pytest
 from PIL import Image
-from pinmem.scenes import SOURCES, STYLES, UNSEEN, Style, draw, write_samples
+from pinmem.streets import SOURCES, STYLES, UNSEEN, Style, draw, write_samples
 
 SAMPLES = Path(__file__).resolve().parents[1] / 'data_samples'
 
@@ -25,7 +25,7 @@ def test_samples_are_drawn_again_pixel_by_pixel(file):
 
 
 def test_another_process_draws_the_same():
-    code = ("import zlib; from pinmem.scenes import draw; draw('city', 1, 1); a, m = draw('night', 4, 2, (96, 64)); "
+    code = ("import zlib; from pinmem.streets import draw; draw('city', 1, 1); a, m = draw('night', 4, 2, (96, 64)); "
             "print(zlib.crc32(a.tobytes()), zlib.crc32(m.tobytes()))")
     env = {**os.environ, 'PYTHONHASHSEED': '123'}
     out = [subprocess.run([sys.executable, '-c', c], env=env, capture_output=True, text=True, check=True).stdout
