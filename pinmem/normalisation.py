@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NORMS', 'photometric_copy', 'stages', 'instance_norm', 'HalfNorm', 'add_ibn_a', 'norm_after_sum', 'add_instance_norm',
            'build_network', 'covariance', 'pair_variance', 'variance_groups', 'whitening_loss', 'outputs_of',
-           'instance_norms', 'sensitivity', 'target_statistics', 'collect_statistics']
+           'instance_norms', 'sensitivity']
 
 # %% ../nbs/21_normalisation.ipynb #0003
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ from sklearn.cluster import KMeans
 from torch import nn
 from .data import PHOTOMETRIC, photometric, to_image, to_tensor
 from .encoders import quicken
-from .model import build_model
+from .model import build_model, collect_statistics, target_statistics
 
 # %% ../nbs/21_normalisation.ipynb #0010
 def photometric_copy(
@@ -203,37 +203,3 @@ def sensitivity(
         for images in (x, photometric_copy(x, rng)): model.encoder.backbone(images)
     model.train(training)
     return [pair_variance(covariance(a), covariance(b)) for a, b in zip(seen[:len(norms)], seen[len(norms):])]
-
-# %% ../nbs/21_normalisation.ipynb #0060
-@contextmanager
-def target_statistics(
-    model,     # a network in evaluation mode; its state is the same afterwards
-    share=1.0, # of the images' statistics; the rest are the collected ones
-):
-    "While open, BatchNorm normalises by the statistics of the images at hand, or by a share of them."
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)] if share else []
-    kept = {m: (m.running_mean, m.running_var) for m in norms}
-    def mix(m, args):
-        if args[0].shape[-2:].numel() == 1: return                    # one cell has no variance
-        var, mean = torch.var_mean(args[0].float(), (0, 2, 3), correction=0)
-        m.running_mean, m.running_var = (torch.lerp(a, b, share) for a, b in zip(kept[m], (mean, var)))
-    hooks = [m.register_forward_pre_hook(mix) for m in kept]
-    try: yield
-    finally:
-        for hook in hooks: hook.remove()
-        for m, (mean, var) in kept.items(): m.running_mean, m.running_var = mean, var
-
-# %% ../nbs/21_normalisation.ipynb #0067
-@torch.no_grad()
-def collect_statistics(
-    model,   # any network; ends in evaluation mode
-    batches, # iterable of images (B, 3, H, W)
-):
-    "BatchNorm's running statistics become the mean over these batches; what is frozen stays."
-    model.train()
-    norms = {m: m.momentum for m in model.modules() if isinstance(m, nn.BatchNorm2d) and m.training}
-    for k, x in enumerate(batches):
-        for m in norms: m.momentum = 1 / (k + 1)
-        model(x)
-    for m, momentum in norms.items(): m.momentum = momentum
-    model.eval()
