@@ -15,7 +15,7 @@ setup(
     license="Apache-2.0", python_requires=f">={cfg['min_python']}",
     long_description=(here / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
-    packages=["pinmem", "pinmem.rendered"],                             # the rendered streets travel with it
+    packages=["pinmem", "pinmem.streets", "pinmem.rendered"],           # the rendered streets travel with it
     package_dir={"pinmem": "pinmem", "pinmem.rendered": "data_samples/rendered"},
     package_data={"pinmem.rendered": ["images/*.jpg", "labels/*.png"]},
     install_requires=cfg["requirements"].split(),

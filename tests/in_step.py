@@ -9,15 +9,24 @@ ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 
 
+def notebooks():
+    "The notebooks of every room."
+    return sorted([*(ROOT / "nbs").glob("*.ipynb"), *(ROOT / "nbs" / "streets").glob("*.ipynb")])
+
+
+def modules():
+    "What they generate: all of the package but its own __init__.py."
+    return sorted({*(ROOT / "pinmem").rglob("*.py")} - {ROOT / "pinmem" / "__init__.py"})
+
+
 def generate():
     "Export every module anew, write README.md from index.ipynb, strip what does not belong into a notebook."
     os.chdir(ROOT)
-    for path in (ROOT / "pinmem").glob("*.py"):
-        if path.name != "__init__.py":
-            path.unlink()
+    for path in modules():
+        path.unlink()
     subprocess.run([BIN / "nbdev_export"], check=True)
     subprocess.run([BIN / "nbdev_clean"], check=True)
-    for path in sorted((ROOT / "nbs").glob("*.ipynb")):
+    for path in notebooks():
         notebook = json.loads(path.read_text(encoding="utf-8"))
         if notebook["metadata"].pop("widgets", None) is not None:
             path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -44,7 +53,7 @@ def write_readme(index, readme):
 
 def contents():
     "Every watched file with its bytes."
-    files = [*(ROOT / "nbs").glob("*.ipynb"), *(ROOT / "pinmem").glob("*.py"), ROOT / "README.md"]
+    files = [*notebooks(), *modules(), ROOT / "pinmem" / "__init__.py", ROOT / "README.md"]
     return {str(f.relative_to(ROOT)): f.read_bytes() for f in files if f.exists()}
 
 

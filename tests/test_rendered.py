@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from pinmem.cli import main
-from pinmem.data import DEFAULT_SOURCES, FolderDomain, RENDERED, check_domain, open_domain, rendered_folder
+from pinmem.data import DEFAULT_SOURCES, FolderDomain, RENDERED, check_domain, rendered_folder
+from pinmem.datasets import open_domain
 from pinmem.labels import CLASSES
 from pinmem.streets import SOURCES
 
@@ -24,7 +25,7 @@ def rendered():
 
 
 def test_every_pair_is_whole(rendered):
-    report = check_domain(rendered, progress=False)
+    report = check_domain(rendered, limit=None)
     assert len(rendered) == report["images"] >= 300 and report["ignored"] == []
     absent = [name for name, pixels in zip(CLASSES, report["pixels"]) if not pixels]
     assert absent == ["train"]
@@ -80,7 +81,9 @@ def test_missing_folder_is_one_line(tmp_path, monkeypatch, capsys):
 
 
 def test_the_package_carries_every_pair(tmp_path, rendered):
-    "What `pip install` copies, straight from setup.py."
+    "What `pip install` copies, straight from setup.py: the pairs, and every module in every folder."
     subprocess.run([sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(tmp_path)], cwd=ROOT, check=True, capture_output=True)
     carried = {file.relative_to(tmp_path / "pinmem" / RENDERED) for file in (tmp_path / "pinmem" / RENDERED).rglob("*.*")}
     assert carried >= {file.relative_to(FOLDER) for _, *pair in rendered.pairs for file in pair}
+    modules = {file.relative_to(ROOT / "pinmem") for file in (ROOT / "pinmem").rglob("*.py")}
+    assert modules == {file.relative_to(tmp_path / "pinmem") for file in (tmp_path / "pinmem").rglob("*.py")}
