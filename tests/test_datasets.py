@@ -3,9 +3,10 @@ import json, os, struct, subprocess, sys, zlib
 import numpy as np, pytest
 from PIL import Image
 from helpers import complaint
-from pinmem.data import DrawnDomain, FolderDomain, open_domain
-from pinmem.datasets import (IDD_NAMES, SETS, describe, examine, look, read_first_channel, read_polygons, walk)
+from pinmem.data import DrawnDomain, FolderDomain
+from pinmem.datasets import IDD_NAMES, SETS, files_below, open_domain, open_domains, read_first_channel, read_polygons, split_names
 from pinmem.labels import CLASSES, CODES, FULL, IDDLITE7, IGNORE, SYNTHIA16, recode
+from pinmem.survey import pair_numbers, survey, survey_text
 
 W, H = 24, 16
 RNG = np.random.default_rng(0)
@@ -491,7 +492,7 @@ def test_links(root, tmp_path):
 
 
 def test_a_folder_that_cannot_be_listed(root):
-    complaint(OSError, lambda: list(walk(root / 'images')), root / 'images', 'cannot be listed', 'may read it')
+    complaint(OSError, lambda: list(files_below(root / 'images')), root / 'images', 'cannot be listed', 'may read it')
 
 
 def test_unreadable_files(root):
@@ -522,7 +523,7 @@ def test_names_are_listed_when_one_is_mistyped():
     assert all(f'{kind}:PATH' in text for kind in SETS)
 
 
-# --- look --------------------------------------------------------------------------------------------------------
+# --- survey --------------------------------------------------------------------------------------------------------
 
 def street(root, n=6, codes='cityscapes', upside=False, level=120):
     "Sky above, buildings, a car, road below: a folder of n pairs in some coding."
@@ -537,43 +538,43 @@ def street(root, n=6, codes='cityscapes', upside=False, level=120):
     return open_domain(f'cityscapes:{root}')
 
 
-def test_look_at_a_good_set(root):
+def test_survey_of_a_good_set(root):
     domain = street(root)
     domain.published = None
-    report = look(domain, out=root / 'look.png', progress=False)
+    report = survey(domain, out=root / 'survey.png', progress=False)
     assert report['suspicious'] == [] and report['broken'] == {} and report['unknown'] == {}
     assert report['sizes'] == {'24x24': 6} and report['pixels']['road'] == 6 * 4 * W and report['ignored'] == 0
     assert report['labels_with']['sky'] == 6 and report['sky'] < report['road']
     assert json.loads(json.dumps(report)) == report
-    with Image.open(root / 'look.png') as picture: assert min(picture.size) > 200
-    text = describe(report)
+    with Image.open(root / 'survey.png') as picture: assert min(picture.size) > 200
+    text = survey_text(report)
     assert 'nothing suspicious' in text and 'road' in text and '16.67 %' in text
 
 
-def suspicious(domain, **kw): return ' | '.join(look(domain, progress=False, **kw)['suspicious'])
+def suspicious(domain, **kw): return ' | '.join(survey(domain, progress=False, **kw)['suspicious'])
 
 
-def test_look_goes_past_every_broken_file(root):
+def test_survey_goes_past_every_broken_file(root):
     domain = street(root, n=9)
     for i, content in (0, b''), (4, b'no picture'), (8, b'\x89PNG\r\n\x1a\n'):
         domain.pairs[i][1 + (i > 0)].write_bytes(content)
-    report = look(domain, out=root / 'look.png', progress=False)
+    report = survey(domain, out=root / 'survey.png', progress=False)
     assert len(report['broken']) == 3 and report['looked'] == 9 and report['pixels']['sky'] == 6 * 4 * W
-    assert '3 of 9 pairs are broken' in report['suspicious'] and describe(report).count('cannot be read') == 3
+    assert '3 of 9 pairs are broken' in report['suspicious'] and survey_text(report).count('cannot be read') == 3
     for _, image, _ in domain.pairs: image.write_bytes(b'')
-    report = look(domain, out=root / 'look.png', progress=False)
-    assert 'no pair could be read' in report['suspicious'] and '4 more' in describe(report)
+    report = survey(domain, out=root / 'survey.png', progress=False)
+    assert 'no pair could be read' in report['suspicious'] and '4 more' in survey_text(report)
 
 
-def test_look_names_codes_that_it_does_not_know(root):
+def test_survey_names_codes_that_it_does_not_know(root):
     domain = street(root)
     mask(domain.pairs[3][2], np.full((24, W), 77, np.uint8))
-    report = look(domain, progress=False)
+    report = survey(domain, progress=False)
     assert report['unknown'] == {'77': dict(labels=1, first='ulm/ulm_000003_000019')}
-    assert 'not in the table: 77' in ' '.join(report['suspicious']) and 'unknown code 77' in describe(report)
+    assert 'not in the table: 77' in ' '.join(report['suspicious']) and 'unknown code 77' in survey_text(report)
 
 
-def test_look_is_suspicious(root):
+def test_survey_is_suspicious(root):
     assert '500 were published' in suspicious(street(root / 'few'))
     assert 'sky lies below the road' in suspicious(street(root / 'turned', upside=True))
     assert 'almost black' in suspicious(street(root / 'black', level=3))
@@ -586,54 +587,130 @@ def test_look_is_suspicious(root):
     assert 'wholly ignored: 6 of 6' in suspicious(domain) and '100 % of all pixels' in suspicious(domain)
 
 
-def test_look_recognises_train_ids_read_as_label_ids(root):
+def test_survey_recognises_train_ids_read_as_label_ids(root):
     domain = street(root)
     for _, _, file in domain.pairs: mask(file, np.resize(np.arange(19, dtype=np.uint8), (24, W)))
-    report = look(domain, progress=False)
+    report = survey(domain, progress=False)
     assert report['unknown'] == {}, 'no single code gives it away'
     assert any('fit those of' in s and 'train' in s for s in report['suspicious'])
 
 
 @pytest.mark.parametrize('kind', SETS)
-def test_look_at_every_set(root, kind):
+def test_survey_of_every_set(root, kind):
     BUILD[kind](root)
-    report = look(open_domain(f'{kind}:{root}'), out=root / 'look.png', progress=False)
-    assert report['broken'] == {} and report['unknown'] == {} and (root / 'look.png').is_file()
-    assert kind in describe(report)
+    report = survey(open_domain(f'{kind}:{root}'), out=root / 'survey.png', progress=False)
+    assert report['broken'] == {} and report['unknown'] == {} and (root / 'survey.png').is_file()
+    assert kind in survey_text(report)
 
 
-def test_look_reads_no_more_than_the_limit(root):
+def test_survey_reads_no_more_than_the_limit(root):
     domain, opened = street(root, n=20), []
     read = domain.read
     domain.read = lambda i: opened.append(i) or read(i)
-    report = look(domain, limit=5, progress=False)
+    report = survey(domain, limit=5, progress=False)
     assert opened == [0, 5, 10, 14, 19] and report['pairs'] == 20 and report['looked'] == 5
 
 
-def test_look_at_drawn_streets_and_folders(root):
-    assert look(DrawnDomain('town', n=3, size=(64, 32)), progress=False)['suspicious'] == []
+def test_survey_of_drawn_streets_and_folders(root):
+    assert survey(DrawnDomain('town', n=3, size=(64, 32)), progress=False)['suspicious'] == []
     photo(root / 'images/a.png')
     mask(root / 'labels/a.png', every(CODES['train']))
-    assert look(FolderDomain(root), progress=False)['labels_with']['train'] == 1
+    assert survey(FolderDomain(root), progress=False)['labels_with']['train'] == 1
 
 
-def test_examine_by_hand():
-    found = examine(np.full((2, 2, 3), 9, np.uint8), np.array([[23, 23], [7, 99]]), CODES['cityscapes'])
+def test_pair_numbers_by_hand():
+    found = pair_numbers(np.full((2, 2, 3), 9, np.uint8), np.array([[23, 23], [7, 99]]), CODES['cityscapes'])
     assert found['codes'] == {7: 1, 23: 2, 99: 1} and (found['sky'], found['road']) == (.25, .75)
     assert found['pixels'].sum() == 3 and found['level'] == 9 and found['size'] == '2x2'
+
+
+# --- several at once ---------------------------------------------------------------------------------------------
+
+def folder(path, n=1):
+    for i in range(n):
+        photo(path / f'images/{i}.png')
+        mask(path / f'labels/{i}.png', every(CODES['train']))
+    return f'folder:{path}'
+
+
+def names(*specs, **kw): return [domain.name for domain in open_domains(specs, 2, size=(64, 32), **kw)]
+
+
+def test_every_domain_has_a_name_of_its_own(root):
+    a, b, town = folder(root / 'a/val'), folder(root / 'b/val', 2), folder(root / 'town')
+    assert names('town', a) == ['town', 'val'], 'the usual name where nobody else has it'
+    assert names(a, 'rain', b) == [a, 'rain', b]
+    assert names(town) == [town] and names(town, 'town') == [town, 'town'], 'a drawn style keeps its name'
+    assert names(folder(root / 'rendered'), 'rendered') == [f'folder:{root}/rendered', 'rendered']
+    assert names(a, a) == ['val'] and names('town', 'town', 'rain') == ['town', 'rain'], 'the same words are one set'
+    assert names(a, f'{a}/') == [a, f'{a}/'], 'other words, other rows'
+    assert [len(domain) for domain in open_domains([a, b])] == [1, 2] and names() == []
+    gtav(root / 'x'); gtav(root / 'y')
+    assert names(f'gtav:{root}/x', 'town', f'gtav:{root}/y') == [f'gtav:{root}/x', 'town', f'gtav:{root}/y']
+    assert [domain.name for domain in open_domains(f'town,{a}')] == ['town', 'val']
+    complaint(ValueError, lambda: open_domains(['town', 'rainn']), "did you mean 'rain'")
+
+
+def test_virtual_domains_of_what_is_named_twice(root):
+    a, b = folder(root / 'a/val'), folder(root / 'b/val')
+    assert names('town', 'rain', 'town', virtual=True) == ['town#1', 'rain', 'town#2']
+    assert names(a, b, b, virtual=True) == [a, f'{b}#1', f'{b}#2'] and names(a, a, virtual=True) == ['val#1', 'val#2']
+
+
+def test_size_is_that_of_drawn_scenes(root):
+    drawn, stored = open_domains(['town', folder(root / 'a')], 3, seed=5, size=(64, 32))
+    assert (len(drawn), drawn.seed, drawn[0][1].shape, stored[0][1].shape) == (3, 5, (32, 64), (H, W))
+
+
+def test_a_comma_in_a_path_does_not_cut_it(root):
+    odd, plain = folder(root / 'a,b, c'), folder(root / 'a')
+    cityscapes(root / 'x,town')
+    both = f'cityscapes:{root}/x,town'
+    assert split_names('town,rain') == split_names(['town', 'rain']) == split_names([' town , ,rain,']) == ['town', 'rain']
+    assert split_names(f'{odd},town,{plain},{odd}') == split_names([odd, f'town,{plain}', odd]) == [odd, 'town', plain, odd]
+    assert split_names(f'{both},{both}/train,night') == [both, f'{both}/train', 'night']
+    assert split_names(f'{plain},town') == [plain, 'town'] and split_names('folder:/nowhere,town') == ['folder:/nowhere', 'town']
+    (root / 'x,town/some, few.txt').write_text('ulm_000000_000019')
+    assert split_names(f'{both}/some, few.txt,town') == [f'{both}/some, few.txt', 'town']
+    longer = folder(root / 'a,b, c,town')
+    assert split_names(f'{longer},{odd}') == [longer, odd], 'of two paths that are there, the longer'
+    assert split_names([]) == split_names('') == split_names(',') == [] and split_names('folder:,town') == ['folder:', 'town']
+    assert len(open_domains(split_names(f'{odd},{both}/train'))) == 2
+    assert split_names('folder:/' + 'x' * 5000 + ',town')[1] == 'town', 'longer than any path may be'
+
+
+def test_litter_of_other_systems_is_no_part_of_a_set(root):
+    cityscapes(root)
+    for place in '__MACOSX/leftImg8bit/val/ulm', 'leftImg8bit/val/ulm/@eaDir/x.png', 'leftImg8bit/val/__MACOSX':
+        photo(root / place / 'ulm_000009_000019_leftImg8bit.png')
+    assert len(open_domain(f'cityscapes:{root}')) == 1
+    (root.parent / 'all').mkdir()
+    root.rename(root.parent / 'all/as unpacked')
+    (root.parent / 'all/as unpacked/__MACOSX').rename(root.parent / 'all/__MACOSX')
+    assert len(open_domain(f'cityscapes:{root.parent}/all')) == 1
+
+
+@pytest.mark.parametrize('ext', ['.webp', '.TIF', '.bmp'])
+def test_images_of_any_kind_and_lists_of_them(root, ext):
+    gtav(root)
+    for file in sorted((root / 'images').iterdir()):
+        with Image.open(file) as im: im.save(file.with_suffix(ext))
+        file.unlink()
+    (root / 'train.txt').write_text(f'00001{ext}\nimages/00003{ext} labels/00003.png\n')
+    assert check(open_domain(f'gtav:{root}'), 'gtav', 4) and len(open_domain(f'gtav:{root}/train')) == 2
 
 
 def test_a_set_trains_and_evaluates(root):
     "From folder to crops to a score."
     from pinmem.data import DomainBatches
-    from pinmem.evaluation import evaluate
+    from pinmem.evaluation import evaluate_domain
     import torch
     idd(root / 'i', ('polygons',))
     mapillary(root / 'm')
     sources = [open_domain(f'idd:{root}/i'), open_domain(f'mapillary:{root}/m')]
     (x, y), (x2, y2) = DomainBatches(sources, 2, crop=(32, 16), workers=0).batch(0)
     assert x.shape == x2.shape == (2, 3, 16, 32) and y.dtype == torch.int64 and (y.max() <= 18 or (y == 255).any())
-    result = evaluate(lambda x: torch.eye(19)[10].view(1, 19, 1, 1).expand(1, 19, *x.shape[-2:]), sources[1], progress=False)
+    result = evaluate_domain(lambda x: torch.eye(19)[10].view(1, 19, 1, 1).expand(1, 19, *x.shape[-2:]), sources[1], progress=False)
     truth = [sources[1][i][1] for i in range(2)]
     assert result['pixels'] == sum((t != IGNORE).sum() for t in truth), 'mixed shapes, no padding scored'
     assert abs(result['iou']['sky'] - sum((t == 10).sum() for t in truth) / result['pixels']) < 1e-9
@@ -646,10 +723,11 @@ def test_opening_needs_no_more_than_the_listing(root):
     assert len(open_domain(f'gtav:{root}')) == 4
 
 
-def test_the_package_knows_the_names_without_being_told():
-    code = 'import pinmem.datasets; from pinmem.data import READERS; print(sorted(READERS))'
+def test_the_table_of_readers_is_whole_after_one_import():
+    code = ('from pinmem.datasets import READERS; before = dict(READERS); import pinmem.survey, pinmem.cli; '
+            'assert READERS == before; print(*READERS)')
     out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout
-    assert all(repr(kind) in out for kind in SETS)
+    assert out.split() == ['folder', 'camvid', *SETS]
 
 
 @pytest.mark.parametrize('kind', SETS)
