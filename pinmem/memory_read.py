@@ -58,21 +58,16 @@ class Fusion(nn.Module):
     def __init__(
         self,
         channels: int,      # C
-        kind: str = 'bn',   # BatchNorm before the ReLU; 'bias': none; ours: 'identity', starts as [I | 0], 'residual', added to f
+        kind: str = 'bn',   # BatchNorm before the ReLU; 'bias': none; ours: 'identity', 'residual'
     ):
         super().__init__()
-        self.check(kind)
+        if kind not in self.KINDS:
+            raise ValueError(f"fusion is {kind!r}; expected one of {', '.join(self.KINDS)}; pass one of these")
         self.residual = kind == 'residual'
         self.conv = nn.Conv2d(2 * channels, channels, 1, bias=kind == 'bias')
         self.bn = nn.BatchNorm2d(channels) if kind != 'bias' else nn.Identity()
         if kind == 'identity': nn.init.dirac_(self.conv.weight)       # [I | 0]
         if self.residual: nn.init.zeros_(self.bn.weight)
-
-    @classmethod
-    def check(cls, kind):
-        "A kind that does not exist is an error, also where no memory is built."
-        if kind not in cls.KINDS:
-            raise ValueError(f"fusion is {kind!r}; expected one of {', '.join(cls.KINDS)}; pass one of these")
 
     def forward(self, qm, f=None):                                    # (B, 2C, h, w); (B, C, h, w) where it is residual
         new = self.bn(self.conv(qm))                                  # (B, C, h, w)

@@ -2,16 +2,21 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.testing import assert_close
 
 import pinmem.encoders as encoders
+from helpers import complaint
 from pinmem.cost import on_meta, parameters, published_gflops, published_macs, table8, tally, true_flops
-from pinmem.encoders import DepthwiseConv2d, QuickBatchNorm2d, build_backbone, weights_file
+from pinmem.data import to_image, to_tensor
+from pinmem.datasets import open_domain
+from pinmem.encoders import PIP, DepthwiseConv2d, QuickBatchNorm2d, build_backbone, colours, read_weights_file, standardise, weights_file
 from pinmem.meta_step import meta_gradients, write_memory
-from pinmem.model import build_model, official_names
+from pinmem.model import Network, build_model, official_names, old_config
 from pinmem.training import load_run, save_model
 
 timm = encoders.timm  # imported there first, see `mend_torchvision`
@@ -95,7 +100,7 @@ def test_default_is_as_before():
                context_width=64, fine=32, width=64, pool_norm=False, aux=False)
     assert old.items() <= model.config.items()
     with torch.device("meta"): again = build_model(**old)
-    assert again.config == model.config
+    assert again.config == model.config == build_model(**json.loads(json.dumps(model.config))).config
     assert sum(p.numel() for p in model.parameters()) == 3_778_022
     names = list(model.state_dict())
     assert names[0] == "mem" and "decoder.fine.0.weight" in names and "encoder.context.branches.3.0.weight" in names
@@ -124,12 +129,97 @@ def test_saved_and_rebuilt(tmp_path, head):
 
 
 @pytest.mark.parametrize("choice, said", [
-    (dict(head="unet"), "deeplabv3plus, deeplabv2, fcn8s"), (dict(encoder="resnet-50"), "timm does not know it"),
+    (dict(head="unet"), "'deeplabv3plus' or 'deeplabv2' or 'fcn8s'"), (dict(encoder="resnet-50"), "timm does not know it"),
     (dict(encoder="densenet121"), "output stride 32"), (dict(encoder="resnet18", early_stride=True), "bottleneck"),
-    (dict(encoder="resnet50", output_stride=5), "cannot be built")])
+    (dict(encoder="resnet50", output_stride=5), "cannot be built"), (dict(frozen_stats="perhaps"), "True or False"),
+    (dict(pool_norm=2), "True or False"), (dict(aux="maybe"), "True or False"), (dict(tau=0), "from 0.001 to 1000"),
+    (dict(tau=float("nan")), "tau is nan"), (dict(channels=0), "1 or more"), (dict(n=True), "n is True"),
+    (dict(mean=0.5), "three numbers"), (dict(mean=(123.7, 116.3, 103.5)), "from 0 to 1"), (dict(std=(0, 1, 1)), "0.001 to 1"),
+    (dict(mean=(0.5, 0.5)), "three numbers"), (dict(rates=[]), "rates is []"), (dict(rates=[2, 0]), "from 1 to 999"),
+    (dict(rates="wide"), "[2, 4, 6]"), (dict(fusion="magic"), "'residual'"), (dict(fusion="magic", memory=False), "'residual'"),
+    (dict(read="hard"), "'centred'"), (dict(widht=64), "did you mean 'width'?"), (dict(weights=3), "weights is 3")])
 def test_bad_choices(choice, said):
-    with pytest.raises(ValueError) as error: build_model(weights=None, **choice)
-    assert said in str(error.value) and "\n" not in str(error.value)
+    complaint(ValueError, lambda: build_model(**{"weights": None, **choice}), said)
+
+
+def test_words_for_switches():
+    "As they come from a command line: 'false' switches nothing on."
+    off = dict(frozen_stats="false", pool_norm="false", aux="false", memory="no", early_stride="0")
+    assert not any(getattr(Network(**off), name) for name in off)
+    assert Network(frozen_stats="true").frozen_stats is True and Network(tau="0.1").tau == 0.1
+    assert Network(weights=Path("a") / "b.pth").weights == str(Path("a") / "b.pth")
+
+
+# ------------------------------------------------------------------------------------------ colours
+
+def street():
+    "A rendered street, (H, W, 3) uint8."
+    return open_domain("rendered")[3][0]
+
+
+IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+
+
+def test_there_and_back():
+    image, mask = open_domain("rendered")[3]
+    x, y = to_tensor(image, mask)
+    assert torch.equal(x, to_tensor(image)) and y.shape == x.shape[1:] and 0 <= x.min() and x.max() <= 1
+    assert (to_image(x) == image).all() and (to_image(x.double()) == image).all()
+
+
+def test_imagenet_numbers_as_before():
+    "Bit for bit what was made of the bytes when they were normalised outside the network."
+    image = np.stack([np.arange(256, dtype=np.uint8)] * 3, 1)[:, None]                    # every level of every channel
+    mean, std = (torch.tensor(v).view(3, 1, 1) * 255 for v in IMAGENET.values())
+    before = (torch.from_numpy(image.transpose(2, 0, 1)).float() - mean) / std
+    encoder = build_model(weights=None, **IMAGENET).encoder
+    seen = []
+    encoder.backbone.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+    encoder.maps(to_tensor(image)[None])
+    assert torch.equal(seen[0][0], before)
+
+
+@pytest.mark.parametrize("name", PIP)
+def test_fed_like_timm(name):
+    "Features and beliefs of timm's own pipeline on a picture; with ImageNet's numbers they are others."
+    full = timm.create_model(name).eval()
+    full.load_state_dict(dict(zip(full.state_dict(), read_weights_file(PIP[name].get_model_file_path()).values())))
+    transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=full))
+    to_their_tensor, normalise = transform.transforms[-2:]                                # MaybeToTensor, Normalize
+    image = street()
+    theirs, x = normalise(to_their_tensor(Image.fromarray(image)))[None], to_tensor(image)[None]
+    body = timm.create_model(name, features_only=True, output_stride=16).eval()
+    body.load_state_dict(dict(zip(body.state_dict(), full.state_dict().values())))
+    model = build_model(name).eval()
+    assert_close(full(standardise(x, *colours(name))), full(theirs), rtol=1e-4, atol=1e-4)
+    for mine, want in zip(model.encoder(x)[1], body(theirs)): assert_close(mine, want, rtol=1e-3, atol=1e-3)
+    wrong = build_model(name, **IMAGENET).eval()
+    last = wrong.encoder(x)[1][-1], body(theirs)[-1]
+    assert (last[0] - last[1]).norm() > 0.1 * last[1].norm()
+    assert wrong.config["mean"] == IMAGENET["mean"] and model.config["mean"] == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize("name", ["resnet50", "resnet50.tv_in1k", "test_resnet", "convnext_atto", "tf_efficientnet_lite0", "mobilevit_s"])
+def test_every_backbone_by_its_own_configuration(name):
+    with torch.device("meta"): model = build_model(name, weights=None, output_stride=32)
+    config = timm.data.resolve_data_config({}, model=timm.create_model(name))
+    assert model.config["mean"] == tuple(config["mean"]) and model.config["std"] == tuple(config["std"])
+    assert not any("mean" in n.split(".")[1:2] or "std" in n.split(".")[1:2] for n in model.state_dict())
+
+
+def test_old_runs_keep_their_numbers(tmp_path):
+    "A configuration that says nothing is one from before."
+    torch.manual_seed(0)
+    model = build_model(**TINY, **IMAGENET).eval()
+    save_model(tmp_path, model)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["model"]["mean"] == list(IMAGENET["mean"])
+    del config["model"]["mean"], config["model"]["std"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    again, config = load_run(tmp_path)
+    x = to_tensor(street())[None]
+    assert torch.equal(again(x), model(x)) and config["model"]["mean"] == IMAGENET["mean"]
+    assert not torch.equal(build_model(**TINY).eval()(x), model(x)) and old_config(dict(mean=1, std=2)) == dict(mean=1, std=2)
 
 
 # ------------------------------------------------------------------------------------------ ImageNet weights
