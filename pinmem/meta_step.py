@@ -10,7 +10,7 @@ __all__ = ['part', 'call', 'scratch', 'read_pass', 'features', 'write_pass', 'me
 from dataclasses import dataclass
 import torch
 from torch.func import functional_call
-from .losses import read_loss, update_loss
+from .losses import Objective, read_loss, update_loss
 from .memory_read import read_facts
 from .memory_update import class_means, update
 
@@ -41,19 +41,18 @@ def scratch(
 
 # %% ../nbs/16_meta_step.ipynb #0020
 def read_pass(
-    model,       # `MemoryNet`
-    params,      # dict: name -> tensor
-    buffers,     # dict: name -> running statistics; the pass moves them
-    mem,         # (N, C) memory to read, or None
-    x, y,        # (B, 3, H, W), (B, H, W)
-    lam1=0.02,   # weight of the cohesion loss
-    lam_aux=0.4, # weight of the auxiliary loss
-):               # -> L_read, dict of its terms, dict of what the network computed
+    model,           # `MemoryNet`
+    params,          # dict: name -> tensor
+    buffers,         # dict: name -> running statistics; the pass moves them
+    mem,             # (N, C) memory to read, or None
+    x, y,            # (B, 3, H, W), (B, H, W)
+    aim=Objective(), # weights of the losses
+):                   # -> L_read, dict of its terms, dict of what the network computed
     "L_read(𝓜, X; Θ): read the memory, compare with the labels (Eq 8, first line)."
     out = call(model, {**params, **buffers}, x, mem=mem, full=True)
     y1h = None if out["s"] is None else model.labels(y, out["f"])     # (B, N, h, w)
-    loss, terms = read_loss(out["logits"], y, out["s"], y1h, lam1, model.tau, model.coh_at,
-                            out["aux"], lam_aux, model.class_weight)
+    loss, terms = read_loss(out["logits"], y, out["s"], y1h, out["aux"], aim,
+                            tau=model.tau, at=model.coh_at, weight=model.class_weight)
     if out["w"] is not None: terms |= read_facts(out["w"], model.mem if mem is None else mem)
     return loss, terms, out
 
@@ -69,50 +68,48 @@ def features(
 
 # %% ../nbs/16_meta_step.ipynb #0022
 def write_pass(
-    model,        # `MemoryNet`
-    params,       # dict: name -> tensor; only U's are used
-    buffers,      # dict: name -> running statistics; the pass moves those of U
-    mem,          # (N, C) memory to move
-    f, y,         # (B, C, h, w) features, (B, H, W) labels
-    momentum=0.8, # m
-):                # -> (N, C)
+    model,           # `MemoryNet`
+    params,          # dict: name -> tensor; only U's are used
+    buffers,         # dict: name -> running statistics; the pass moves those of U
+    mem,             # (N, C) memory to move
+    f, y,            # (B, C, h, w) features, (B, H, W) labels
+    aim=Objective(), # its momentum m
+):                   # -> (N, C)
     "update(𝓜, X; Θ) of Eq 3, from features on."
     z = call(model.updater, {**part(params, "updater"), **part(buffers, "updater")}, f)  # (B, C, h, w)
-    return update(mem, *class_means(z, model.labels(y, f)), momentum)
+    return update(mem, *class_means(z, model.labels(y, f)), aim.momentum)
 
 # %% ../nbs/16_meta_step.ipynb #0023
 def meta_train(
     model, params, buffers, # network, Θ, running statistics (moved by this pass)
     mem, x, y,              # 𝓜 or None, X_mtr and its labels
-    momentum=0.8,           # m
-    lam1=0.02, lam2=0.2, lam_aux=0.4, # weights of cohesion, divergence and auxiliary loss
-    reduction="mean",       # of the classification term of L_div over rows, or 'sum'
+    aim=Objective(),        # m and the weights of the losses
 ):                          # -> L_read + L_update, dict of terms, 𝓜^ or None
     "The loss of meta-training: read the old 𝓜, write 𝓜^, judge both (Eq 8)."
-    loss, terms, out = read_pass(model, params, buffers, mem, x, y, lam1, lam_aux)
-    if mem is None: return loss, terms, None
-    mem_hat = write_pass(model, params, buffers, mem, out["f"], y, momentum)
+    loss_read, terms, out = read_pass(model, params, buffers, mem, x, y, aim)
+    if mem is None: return loss_read, terms, None
+    mem_hat = write_pass(model, params, buffers, mem, out["f"], y, aim)
     g = lambda rows: call(model.classifier, part(params, "classifier"), rows)
-    loss_update, more = update_loss(mem_hat, g, lam2, reduction)
-    return loss + loss_update, {**terms, **more}, mem_hat
+    loss_update, more = update_loss(mem_hat, g, aim)
+    return loss_read + loss_update, {**terms, **more}, mem_hat
 
 # %% ../nbs/16_meta_step.ipynb #0025
 def prime_memory(
-    model,         # `MemoryNet`
-    params,        # Θ', name -> tensor
-    buffers,       # running statistics; not moved
-    mem, mem_hat,  # (N, C) 𝓜 and 𝓜^
-    x, y,          # X_mtr and its labels
+    model,           # `MemoryNet`
+    params,          # Θ', name -> tensor
+    buffers,         # running statistics; not moved
+    mem, mem_hat,    # (N, C) 𝓜 and 𝓜^
+    x, y,            # X_mtr and its labels
     source="prime_frozen_e", # 'hat', 'prime', 'prime_frozen_e' (Eq 10) or 'prime_frozen_eu'
-    momentum=0.8,  # m
-):                 # -> (N, C)
+    aim=Objective(), # its momentum m
+):                   # -> (N, C)
     "Eq 10 and its three alternatives of Table 6: the memory that the meta-test reads."
     choices = "hat", "prime", "prime_frozen_e", "prime_frozen_eu"
     if source not in choices: raise ValueError(f"prime is {source!r}; expected one of {', '.join(choices)}")
     if source == "hat": return mem_hat.detach()
     with torch.set_grad_enabled(source == "prime"): f = features(model, params, scratch(buffers), x)
     with torch.set_grad_enabled(source != "prime_frozen_eu"):
-        return write_pass(model, params, scratch(buffers), mem, f, y, momentum)
+        return write_pass(model, params, scratch(buffers), mem, f, y, aim)
 
 # %% ../nbs/16_meta_step.ipynb #0027
 def gradients(
@@ -135,8 +132,8 @@ def outer_gradients(
     found = gradients(loss, {**params, **{f"{name}'": p for name, p in params_prime.items()}})
     outer = {name: found[name] for name in params}
     g1, g2 = (torch.cat([found[name + mark].flatten() for name in params]) for mark in ("'", ""))
-    change = dict(second=(g2 - g1).norm() / g1.norm().clamp_min(1e-30), second_cosine=torch.cosine_similarity(g1, g2, 0))
-    return outer, change
+    second = (g2 - g1).norm() / g1.norm().clamp_min(1e-30)
+    return outer, dict(second=second, second_cosine=torch.cosine_similarity(g1, g2, 0))
 
 # %% ../nbs/16_meta_step.ipynb #0031
 def combine(
@@ -194,38 +191,36 @@ def meta_gradients(
     order=2,                # 2: differentiate through Eq 9; 1: treat its gradient as a constant
     objective="outer",      # 'outer' as in Eq 11, 'sum' = inner + outer, or their 'mean' over images
     prime="prime_frozen_e", # 𝓜 of the meta-test, see `prime_memory`
-    momentum=0.8,           # m
-    lam1=0.02, lam2=0.2, lam_aux=0.4, # weights of cohesion, divergence and auxiliary loss
-    reduction="mean",       # of the classification term of L_div over rows, or 'sum'
+    aim=Objective(),        # m and the weights of the losses
 ):                          # -> MetaStep
     "Algorithm 1 up to the optimiser, Eq 8 to Eq 11; no module is copied, nothing given is changed."
     if order not in (1, 2): raise ValueError(f"order is {order!r}; expected 1 or 2; pass one of these")
     buffers = {name: t for name, t in buffers.items() if name != "mem"}
-    moved, lam = scratch(buffers), (lam1, lam2, lam_aux)
-    loss_in, terms, mem_hat = meta_train(model, params, moved, mem, *mtr, momentum, *lam, reduction)
+    moved, mem_prime = scratch(buffers), None
+    loss_in, terms, mem_hat = meta_train(model, params, moved, mem, *mtr, aim=aim)                  # Eq 8
     inner = gradients(loss_in, params, create_graph=order == 2)
     params_prime = {name: p - alpha * inner[name] for name, p in params.items()}                    # Eq 9
-    mem_prime = None if mem is None else prime_memory(                                              # Eq 10
-        model, params_prime, buffers, mem, mem_hat, *mtr, prime, momentum)
-    loss_out, more, _ = read_pass(model, params_prime, scratch(buffers), mem_prime, *mte, lam1, lam_aux)
+    if mem is not None:                                                                             # Eq 10
+        mem_prime = prime_memory(model, params_prime, buffers, mem, mem_hat, *mtr, source=prime, aim=aim)
+    loss_out, more, _ = read_pass(model, params_prime, scratch(buffers), mem_prime, *mte, aim=aim)
     outer, change = outer_gradients(loss_out, params, params_prime)                                 # Eq 11
-    grads = combine(detached(inner), outer, objective, (len(mtr[0]), len(mte[0])))
-    mems = detached(dict(hat=mem_hat, prime=mem_prime))
-    return MetaStep(grads, detached(inner), outer, step_log(loss_in, loss_out, terms, more, change),
-                    mems["hat"], mems["prime"], moved)
+    inner, images = detached(inner), (len(mtr[0]), len(mte[0]))
+    return MetaStep(grads=combine(inner, outer, objective, images), inner=inner, outer=outer,
+                    losses=step_log(loss_in, loss_out, terms, more, change), buffers=moved,
+                    **detached(dict(mem_hat=mem_hat, mem_prime=mem_prime)))
 
 # %% ../nbs/16_meta_step.ipynb #0037
 @torch.no_grad()
 def write_memory(
-    model,        # `MemoryNet` after the optimiser's step, Θ*
-    mem,          # (N, C) 𝓜, the memory before this iteration
-    x, y,         # X_mtr and its labels
-    momentum=0.8, # m
-):                # -> (N, C) 𝓜*
+    model,           # `MemoryNet` after the optimiser's step, Θ*
+    mem,             # (N, C) 𝓜, the memory before this iteration
+    x, y,            # X_mtr and its labels
+    aim=Objective(), # its momentum m
+):                   # -> (N, C) 𝓜*
     "Eq 12: write once more with the new weights, running statistics, no gradient."
     training = model.training
     model.eval()
     f, _ = model.encoder(x)                                           # (B, C, h, w)
-    mem_star = model.write(f, model.labels(y, f), mem, momentum)
+    mem_star = model.write(f, model.labels(y, f), mem, aim.momentum)
     model.train(training)
     return mem_star

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NORMS', 'photometric_copy', 'stages', 'instance_norm', 'HalfNorm', 'add_ibn_a', 'norm_after_sum', 'add_instance_norm',
-           'build_network', 'covariance', 'pair_variance', 'variance_groups', 'whitening_loss', 'outputs_of',
-           'instance_norms', 'sensitivity']
+           'build_network', 'IBNa', 'IBNb', 'covariance', 'pair_variance', 'variance_groups', 'whitening_loss',
+           'outputs_of', 'instance_norms', 'sensitivity', 'Whitening', 'RobustNet', 'TSMLDG']
 
 # %% ../nbs/21_normalisation.ipynb #0003
 from contextlib import contextmanager
@@ -13,18 +13,20 @@ import numpy as np
 import torch
 from sklearn.cluster import KMeans
 from torch import nn
+from .algorithms import MLDG, Aggregation, pool
 from .data import PHOTOMETRIC, photometric, to_image, to_tensor
 from .encoders import quicken
 from .model import build_model, collect_statistics, target_statistics
+from .settings import switch
 
 # %% ../nbs/21_normalisation.ipynb #0010
 def photometric_copy(
-    x,    # (B, 3, H, W) normalised images
+    x,    # (B, 3, H, W) images, colours from 0 to 1
     rng,  # numpy Generator
 ):        # -> (B, 3, H, W): the same places, other colours and sharpness
     "The same images under a random jitter and blur."
     change = {**PHOTOMETRIC["paper"], "p": 1.0}
-    one = lambda image: to_tensor(photometric(to_image(image), rng, **change), np.zeros((1, 1), np.uint8))[0]
+    one = lambda image: to_tensor(photometric(to_image(image), rng, **change))
     return torch.stack([one(image) for image in x]).to(x)
 
 # %% ../nbs/21_normalisation.ipynb #0017
@@ -126,6 +128,16 @@ def build_network(
     if norm is not None: NORMS[norm](model).config["norm"] = norm
     return model
 
+# %% ../nbs/21_normalisation.ipynb #ib00
+class IBNa(Aggregation):
+    "IBN-Net, version a: half of the channels of early layers get instance norm."
+    network = dict(memory=False, norm="ibn-a", frozen_stats=False)
+
+# %% ../nbs/21_normalisation.ipynb #ib01
+class IBNb(Aggregation):
+    "IBN-Net, version b: instance norm in the stem and after the sums of stages 1 and 2."
+    network = dict(memory=False, norm="ibn-b", frozen_stats=False)
+
 # %% ../nbs/21_normalisation.ipynb #0035
 def covariance(
     f,  # (B, C, h, w) standardised features
@@ -200,6 +212,78 @@ def sensitivity(
     training, norms = model.training, instance_norms(model)
     model.eval()
     with outputs_of(norms) as seen:
-        for images in (x, photometric_copy(x, rng)): model.encoder.backbone(images)
+        for images in (x, photometric_copy(x, rng)): model.encoder.maps(images)
     model.train(training)
     return [pair_variance(covariance(a), covariance(b)) for a, b in zip(seen[:len(norms)], seen[len(norms):])]
+
+# %% ../nbs/21_normalisation.ipynb #rn01
+class Whitening:
+    "Measure V for some steps, fix the masks, then give the loss."
+    def __init__(
+        self,
+        model,    # a network with norm='isw'
+        start,    # first step with the loss
+        measure,  # number of steps before it in which V is measured
+    ):
+        self.start, self.measure, self.masks = start, measure, None
+        sizes = [n.num_features for n in instance_norms(model)]
+        self.variances = [torch.zeros(c, c, device=model.device) for c in sizes]
+
+    def watch(self, model, x, step, seed):
+        "Before each step: add up V, or make the masks of it."
+        if self.start - self.measure <= step < self.start:
+            measured = sensitivity(model, x, np.random.default_rng([seed, step, 3]))
+            self.variances = [a + b / self.measure for a, b in zip(self.variances, measured)]
+        if step >= self.start and self.masks is None:
+            self.masks = [variance_groups(v) > 0 for v in self.variances]
+
+    def put_back(self, variances):
+        "Go back to measured V; the masks follow from it."
+        self.variances, self.masks = [v.to(self.variances[0].device) for v in variances], None
+
+    def loss(self, features):
+        "Mean over the places; zero as long as there are no masks."
+        if self.masks is None: return features[0].new_zeros(())
+        return sum(whitening_loss(covariance(f), m) for f, m in zip(features, self.masks)) / len(features)
+
+# %% ../nbs/21_normalisation.ipynb #rn02
+class RobustNet(Aggregation):
+    "Instance selective whitening: press those covariances of early channels that react to colour."
+    network = dict(memory=False, norm="isw", frozen_stats=False)
+
+    class Switches(Aggregation.Switches):
+        "What RobustNet may choose besides."
+        start: int = switch(80, "first step with the whitening loss; planned: a fifth of the run", 0, 10**9)
+        measure: int = switch(20, "number of steps before it in which V is measured", 1, 10**9)
+        weight: float = switch(0.6, "of the whitening loss", 0, 1e3)
+
+    def __init__(
+        self,
+        model,      # a network with norm='isw'
+        seed=0,     # of everything random inside the algorithm
+        **switches, # see `Switches`
+    ):
+        super().__init__(model, seed, **switches)
+        self.whitening = Whitening(model, self.switches.start, self.switches.measure)
+
+    def update(self, batches, unlabelled=None):
+        self.ready(unlabelled)
+        self.whitening.watch(self.model, pool(batches)[0], self.steps, self.seed)
+        return self.aggregate(batches)
+
+    def loss(self, x, y):
+        "The loss of aggregation and the whitening of the features on its way."
+        with outputs_of(instance_norms(self.model)) as features: loss, terms = super().loss(x, y)
+        white = self.whitening.loss(features)
+        return loss + self.switches.weight * white, {**terms, "loss_white": white}
+
+    def state_dict(self): return {**super().state_dict(), "variances": list(self.whitening.variances)}
+
+    def load_state_dict(self, state):
+        super().load_state_dict(state)
+        self.whitening.put_back(state["variances"])
+
+# %% ../nbs/21_normalisation.ipynb #ts01
+class TSMLDG(MLDG):
+    "MLDG; at test BatchNorm takes its statistics from the images it is given together."
+    network, statistics = dict(memory=False, frozen_stats=False), 1.0

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 from helpers import load_recipe
-from pinmem.losses import cohesion_loss, divergence_terms
+from pinmem.losses import Objective, cohesion_loss, divergence_terms
 from pinmem.memory_init import one_hot
 from pinmem.memory_read import Fusion, read
 from pinmem.memory_update import Updater, class_means, update
@@ -140,7 +140,7 @@ def test_divergence_of_opposite_rows(file):
 def official_network(seed):
     "DeepLabV3+ on ResNet-18 at stride 32, every weight made from its official name."
     model = build_model("resnet18", weights=None, output_stride=32, rates=(3, 6, 9), label_mode="bilinear",
-                        coh_at="labels", aux_dropout=0.0).double().train()
+                        coh_at="labels", aux_dropout=0.0, mean=(0, 0, 0), std=(1, 1, 1)).double().train()
     shapes = json.loads((HERE / "official_params.json").read_text())["DeepR18V3PlusD"]
     names = official_names(model)
     assert set(names) == {name for name, _ in shapes}
@@ -166,8 +166,9 @@ class Step:
         x, y = recipe.batch(seed, int(d["cfg_B"]), int(d["cfg_D"]), int(d["cfg_H"]), int(d["cfg_W"]))
         self.mtr, self.mte = [(tensor(x[:, i]), tensor(y[:, i]).long())
                               for i in (int(d["cfg_train_domain"]), int(d["cfg_test_domain"]))]
-        self.weights = dict(lam1=float(d["cfg_w_read"]), lam2=float(d["cfg_w_cls"]), lam_aux=float(d["cfg_w_aux"]))
-        assert float(d["cfg_w_div"]) == 2 * self.weights["lam2"]
+        self.aim = Objective(momentum=float(d["cfg_memory_momentum"]), lam1=float(d["cfg_w_read"]),
+                             lam2=float(d["cfg_w_cls"]), lam_aux=float(d["cfg_w_aux"]))
+        assert float(d["cfg_w_div"]) == 2 * self.aim.lam2
         self.start = {k: v.clone() for k, v in self.model.state_dict().items()}
         with torch.no_grad(): self.eval_start = self.model.eval()(self.mte[0], full=True)
         self.first, self.second = self.take(1), self.take(2)
@@ -180,8 +181,7 @@ class Step:
     def take(self, order):
         d, (params, buffers) = self.d, self.tensors()
         return meta_gradients(self.model.train(), params, buffers, self.model.mem, self.mtr, self.mte, order=order,
-                              alpha=float(d["cfg_inner_lr"]), objective="sum",
-                              momentum=float(d["cfg_memory_momentum"]), **self.weights)
+                              alpha=float(d["cfg_inner_lr"]), objective="sum", aim=self.aim)
 
     def record(self):
         "Features, readouts, weights and logits of the inner and the outer pass."
@@ -203,7 +203,7 @@ class Step:
         for name, p in model.named_parameters(): p.grad = self.first.grads[name]
         optimiser.step()
         model.load_state_dict(self.first.buffers, strict=False)
-        self.mem_star = write_memory(model, model.mem, *self.mtr, float(d["cfg_memory_momentum"]))
+        self.mem_star = write_memory(model, model.mem, *self.mtr, aim=self.aim)
         with torch.no_grad(): self.passes["star"] = model.eval()(self.mtr[0], full=True)
         self.after = {k: v.clone() for k, v in model.state_dict().items()}
 
