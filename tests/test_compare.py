@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from pinmem import compare as module
-from pinmem.algorithms import PRESETS
-from pinmem.cli import main
-from pinmem.compare import (Cell, append_row, choose_setting, chosen_rows, compare, difference, finished, make_cells, only_one,
-                            read_rows, scores, table, train_cell, variant)
+from pinmem.compare import Cell, append_row, is_finished, key_of, make_cells, only_one, read_rows, train_cell, train_words
+from pinmem.comparison import (choose_setting, chosen_rows, class_differences, compare, comparison_table, lost_cells,
+                               seed_difference, seed_scores, variant_of)
+from pinmem.plan import PRESETS
+from pinmem.runs import train
 from pinmem.streets import SOURCES
 
 FORK = multiprocessing.get_context("fork")
@@ -127,11 +128,16 @@ def test_failed_seed_is_shown_and_only_retry_runs_it_again(tmp_path):
     said = []
     rows = call()
     assert [r["status"] for r in rows].count("failed") == 1 and "FAILED: seed 1" in said[-1] and "step 17" in said[-1]
-    assert sorted(scores(rows, "pinmem", "night")) == [0, 2]
-    call()
+    assert list(seed_scores(rows, "pinmem", "night").index) == [0, 2] and len(lost_cells(rows)) == 1
+    said.clear()
+    rows = call()
     assert len(ran) == 6, "a failed cell ran again unasked"
+    assert "5 were finished before, 0 to run, 1 failed before" in said[0], "a failed cell is not called finished"
+    assert "pinmem-default-1" in said[1] and "step 17" in said[1] and len(lost_cells(rows)) == 1
+    said.clear()
     rows = call(retry=True)
     assert len(ran) == 7 and [r["status"] for r in rows] == ["done"] * 6 and "FAILED" not in said[-1]
+    assert "1 to run" in said[0] and "failed before" not in said[0] and not lost_cells(rows)
 
 
 def test_all_failed(tmp_path):
@@ -139,18 +145,21 @@ def test_all_failed(tmp_path):
     rows = compare(["pinmem"], [0, 1], {"hot": {"lr": 9}}, out=tmp_path / "c", run=fake, say=said.append)
     assert {r["status"] for r in rows} == {"failed"} and "FAILED: seed 0, 1" in said[-1] and "not finite" in said[-1]
     with pytest.raises(ValueError, match="no seed finished"): choose_setting(rows, "pinmem")
+    assert [line.split(":")[0] for line in lost_cells(rows)] == ["pinmem, hot, seed 0", "pinmem, hot, seed 1"]
 
 
 def test_numbers_of_the_table(tmp_path):
     rows = compare(["aggregation", "pinmem"], [0, 1, 2], out=tmp_path / "c", run=fake, say=quiet, steps=5)
-    d = difference(scores(rows, "pinmem", "night"), scores(rows, "aggregation", "night"))
+    d = seed_difference(seed_scores(rows, "pinmem", "night"), seed_scores(rows, "aggregation", "night"))
     assert d["n"] == 3 and np.allclose([d["mean"], *d["t"], *d["bootstrap"]], 2)
-    text = table(rows, domains=["night"])
+    text = comparison_table(rows, domains=["night"])
     assert " 21.0  1.00" in text and "+2.0" in text and "[  18.5,   23.5]" in text
     assert sorted(p.name for p in (tmp_path / "c").glob("*.png")) == ["classes-1.png", "differences.png", "seeds.png", "time.png"]
     assert (tmp_path / "c" / "table.txt").read_text().startswith("Differences are to aggregation")
     line = json.loads((tmp_path / "c" / "results.jsonl").read_text().splitlines()[0])
     assert {"method", "seed", "setting", "options", "status", "seconds", "time", "miou", "iou"} <= set(line)
+    assert list(class_differences(rows, "pinmem", "aggregation", "night")) == ["road"], "no score, no class"
+    assert not class_differences(rows, "pinmem", "aggregation", "moon")
 
 
 def test_a_choice_on_a_target_is_called_oracle(tmp_path):
@@ -158,8 +167,8 @@ def test_a_choice_on_a_target_is_called_oracle(tmp_path):
     assert choose_setting(rows, "pinmem")["chosen_on"] == choose_setting(rows, "pinmem", ["town"])["chosen_on"] == "source validation"
     assert choose_setting(rows, "pinmem", ["camvid"])["chosen_on"] == "oracle"
     assert choose_setting(rows, "pinmem", ["town", "night"])["chosen_on"] == "oracle"
-    assert all("oracle" in variant(r) for r in chosen_rows(rows, ["night"]))
-    assert not any("oracle" in variant(r) for r in chosen_rows(rows))
+    assert all("oracle" in variant_of(r) for r in chosen_rows(rows, ["night"]))
+    assert not any("oracle" in variant_of(r) for r in chosen_rows(rows))
 
 
 def test_a_setting_that_fails_is_not_chosen(tmp_path):
@@ -186,7 +195,8 @@ def test_a_changed_preset_makes_other_cells(tmp_path, monkeypatch):
     ran = []
     run = lambda *a: ran.append(a) or fake(*a)
     compare(["pinmem"], [0], out=tmp_path / "c", run=run, say=quiet)
-    monkeypatch.setitem(PRESETS["pinmem"], "step", {**PRESETS["pinmem"]["step"], "alpha": 0.123})
+    base = PRESETS["pinmem"]
+    monkeypatch.setitem(PRESETS, "pinmem", base.but(algorithm=base.algorithm.but(alpha=0.123)))
     compare(["pinmem"], [0], out=tmp_path / "c", run=run, say=quiet)
     assert len(ran) == 2
 
@@ -199,7 +209,10 @@ def test_a_changed_preset_makes_other_cells(tmp_path, monkeypatch):
     ("did you mean 'tau'", dict(settings={"x": {"teu": 1}})),
     ("no memory", dict(methods=["aggregation"], settings={"x": {"tau": 1.0}})),
     ("are the same", dict(settings={"x": {"tau": 1.0}, "y": {"tau": 1.0}})),
-    ("name two or more", dict(sources="town")),
+    ("needs two or more", dict(sources="town")),
+    ("height is 'foo'", dict(settings={"x": {"height": "foo"}})),
+    ("settle is 1.5", dict(settings={"x": {"settle": 1.5}})),
+    ("classes is 17", dict(classes=17)),
     ("baseline", dict(baseline="mldg")),
     ("processes", dict(processes=0)),
 ])
@@ -217,13 +230,17 @@ def test_same_options_are_one_cell_whatever_they_are_called(tmp_path):
     assert len(ran) == 1 and rows[0]["setting"] == "tau=1"
     compare(["pinmem"], [0], {"tau=1": {"tau": 1.0}}, out=tmp_path / "c", run=run, say=quiet, steps=7)
     assert len(ran) == 2, "other options are another cell"
+    compare(["pinmem"], [0], {"tau=1": {"tau": 1}}, out=tmp_path / "c", run=run, say=quiet, steps=7.0)
+    assert len(ran) == 2, "1 and 1.0, 7 and 7.0 are one number"
+    other = [key_of(dict(method="pinmem", seed=0, options={"memory": value})) for value in (True, 1)]
+    assert other[0] != other[1], "yes is no number"
 
 
 def test_lock_outlives_a_killed_comparison(tmp_path, monkeypatch):
     "The training goes on when the comparison is killed with -9, and nobody else starts its cell meanwhile."
     out = tmp_path / "c"
     words = [sys.executable, "-S", "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(60)"]
-    monkeypatch.setattr(module, "command", lambda *a, **k: words)
+    monkeypatch.setattr(module, "train_words", lambda *a, **k: words)
     parent = FORK.Process(target=compare, args=(["pinmem"], [0]), kwargs=dict(out=out, say=quiet))
     parent.start()
     cell = make_cells(["pinmem"], [0], {"default": {}}, {})[0]
@@ -242,13 +259,35 @@ def test_lock_outlives_a_killed_comparison(tmp_path, monkeypatch):
     raise AssertionError("the lock did not go with the process")
 
 
+@pytest.mark.parametrize("given", ["town,city", ["town", "city"]])
+def test_a_cell_is_one_call_of_train(tmp_path, given):
+    cell = make_cells(["pinmem"], [3], {"x": {"tau": 1.0}}, dict(steps=5, sources=given))[0]
+    python, flag, code, name, words = train_words(cell, tmp_path / "r")
+    assert (python, flag, name) == (sys.executable, "-c", "train") and "pinmem" in code
+    wanted = dict(method="pinmem", seed=3, tau=1.0, steps=5, sources=["town", "city"], out=str(tmp_path / "r"), threads=1)
+    assert wanted.items() <= json.loads(words).items()
+    *_, name, words = train_words(cell, tmp_path / "r", resume=True)
+    assert name == "resume" and json.loads(words) == dict(out=str(tmp_path / "r"), threads=1, quiet=True)
+
+
+def test_a_run_that_ends_before_its_schedule_is_finished(tmp_path):
+    "Rows of the paper stop at 70,000 of 120,000 steps."
+    cell = make_cells(["pinmem"], [0], {"default": {}}, {})[0]
+    (tmp_path / "results.json").write_text("{}")
+    (tmp_path / "log.csv").write_text("step,loss_seg\n0,1.0\n1,1.0\n")
+    known = (dict(steps=2), True), (dict(steps=3), False), (dict(steps=3, stop=2), True), (dict(steps=2, stop=None), True)
+    for config, done in known:
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        assert is_finished(cell, tmp_path) is done, config
+
+
 def test_interrupted_training_is_not_a_result_and_is_resumed(tmp_path):
-    "The real command: half a run lies in the folder, with results of its own."
-    options = dict(steps=2, scenes=4, exam=2, size="64x32", targets="night")
+    "A real training: half a run lies in the folder, with results of its own."
+    options = dict(steps=2, scenes=4, exam=2, size=[64, 32], targets="night")
     cell = make_cells(["aggregation"], [0], {"default": {}}, options)[0]
-    words = module.command(cell, tmp_path / "c" / cell.name)[3:]
-    assert main([*words, "--stop", "1"]) == 0
-    assert (tmp_path / "c" / cell.name / "results.json").exists() and not finished(cell, tmp_path / "c" / cell.name)
+    run = tmp_path / "c" / cell.name
+    train(method="aggregation", out=run, threads=1, quiet=True, stop=1, **{**options, "targets": ["night"]})
+    assert (run / "results.json").exists() and not is_finished(cell, run)
     said = []
     row, = compare(["aggregation"], [0], out=tmp_path / "c", say=said.append, **options)
     assert row["status"] == "done", (row, said)
@@ -259,7 +298,7 @@ def test_interrupted_training_is_not_a_result_and_is_resumed(tmp_path):
 
 
 def test_a_training_that_fails_says_why(tmp_path):
-    "The last line of the command becomes the error of the row."
+    "The last line of the process becomes the error of the row."
     cell = make_cells(["aggregation"], [0], {"default": {}}, dict(targets="moon"))[0]
-    with only_one(tmp_path / "lock") as lock, pytest.raises(RuntimeError, match="exit code 2.*moon"):
+    with only_one(tmp_path / "lock") as lock, pytest.raises(RuntimeError, match="exit code [12].*moon"):
         train_cell(cell, tmp_path / cell.name, lock)
