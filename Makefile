@@ -9,7 +9,7 @@ METHOD ?= pinmem
 MINUTES ?= 7.5
 comma  := ,
 
-.PHONY: train test lab check docs compare clean
+.PHONY: train test browser lab check docs compare clean
 .DELETE_ON_ERROR:
 
 $(READY): settings.ini setup.py pyproject.toml constraints.txt
@@ -20,8 +20,17 @@ $(READY): settings.ini setup.py pyproject.toml constraints.txt
 train: $(READY)            ## draw streets, train for at most $(MINUTES) minutes, evaluate, write $(OUT)/report.html
 	$(BIN)/pinmem train --method $(METHOD) --minutes $(MINUTES) --out $(OUT)
 
-test: $(READY) check       ## in-step check, every notebook, pytest
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests
+test: $(READY) check browser ## in-step check, every notebook, pytest
+	$(BIN)/python -m pytest -q -n 2 --dist loadgroup tests
+
+APT    := DEBIAN_FRONTEND=noninteractive apt-get
+browser:                   ## Debian's chromium for the tests in a browser, once, where it may be installed
+	@if command -v chromium || command -v chromium-browser || command -v google-chrome; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "installing chromium for the tests in a browser, once"; \
+		{ $(APT) -qq update && $(APT) -qq install -y --no-install-recommends chromium >/dev/null; } || \
+			echo "chromium could not be installed: the tests in a browser will be skipped"; \
+	else echo "no chromium here: the tests in a browser will be skipped; install it with: apt install chromium"; fi
 
 lab: $(READY)              ## open the notebooks
 	$(BIN)/jupyter lab nbs

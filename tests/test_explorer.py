@@ -13,9 +13,10 @@ from PIL import Image
 from pinmem.app import explore, free_port
 from pinmem.bench import REST, Bench
 from pinmem.cli import main
-from pinmem.explorer import (Desk, Explorer, Latest, State, bars, fitting, load_own, on_point, open_picture, panels, places, png,
-                             quick_network, words)
+from pinmem.desk import Desk, State, fitting_size, open_picture, quick_network
+from pinmem.explorer import Explorer, Latest, bars, panels, places, words
 from pinmem.model import build_model
+from pinmem.plots import png_bytes
 from pinmem.training import save_model
 
 SMALL = dict(weights=None, encoder="test_resnet", channels=16, rates=(1, 2, 3), context_width=8, fine=8, width=16)
@@ -37,7 +38,7 @@ def explorer(networks): return Explorer(Desk(networks, size=(64, 32)))
 def agrees(e):
     "Page and functions say the same."
     want = e.desk.view(e.state())
-    assert e.sheet.value == png(panels(want)) and e.bars.value == png(bars(want))
+    assert e.sheet.value == png_bytes(panels(want)) and e.bars.value == png_bytes(bars(want))
     assert [html.escape(line) in e.text.value for line in words(want)] == [True] * len(words(want))
     assert e.sheet.alt.endswith(words(want)[0]) and e.bars.alt.endswith(words(want)[1])
     return want
@@ -72,7 +73,7 @@ def turned():
     pytest.param(halves("CMYK", "JPEG", quality=95), id="CMYK"), pytest.param(halves("RGB", "WEBP", lossless=True), id="WEBP"),
     *(pytest.param(sixteen(c), id=f"16 bits, {c} channels") for c in (1, 3, 4)), pytest.param(turned(), id="EXIF")])
 def test_every_kind_of_picture(explorer, data, request):
-    load_own(explorer, "own", data)
+    explorer.load("own", data)
     view = agrees(explorer)
     image = view.image if "EXIF" not in request.node.name else view.image.transpose(1, 0, 2)
     assert image.dtype == np.uint8 and view.truth is None and "truth unknown" in explorer.text.value
@@ -84,16 +85,16 @@ def test_every_kind_of_picture(explorer, data, request):
 def test_every_size(explorer, size):
     file = io.BytesIO()
     Image.effect_noise(size, 80).save(file, "PNG")
-    load_own(explorer, "own", file.getvalue())
+    explorer.load("own", file.getvalue())
     view = agrees(explorer)
-    assert view.image.shape[1::-1] == fitting(*size)
-    assert (explorer.controls["x"].max + 1, explorer.controls["y"].max + 1) == fitting(*size)
+    assert view.image.shape[1::-1] == fitting_size(*size)
+    assert (explorer.controls["x"].max + 1, explorer.controls["y"].max + 1) == fitting_size(*size)
 
 
 @pytest.mark.parametrize("data", [b"", b"no picture", halves("RGB")[:80], halves("RGB", "JPEG")[:300]])
 def test_a_broken_picture_is_named_and_changes_nothing(explorer, data):
     before, shown = explorer.state(), explorer.shown
-    load_own(explorer, "broken.png", data)
+    explorer.load("broken.png", data)
     assert "cannot be read as a picture" in explorer.text.value and (explorer.state(), explorer.shown) == (before, shown)
     explorer.controls["x"].value += 1
     agrees(explorer)
@@ -103,7 +104,7 @@ def test_two_pictures_of_one_name(explorer):
     for mode, level in (("white", 255), ("black", 0)):
         file = io.BytesIO()
         Image.new("RGB", (40, 24), mode).save(file, "PNG")
-        load_own(explorer, "same.png", file.getvalue())
+        explorer.load("same.png", file.getvalue())
         assert (agrees(explorer).image == level).all(), "the later one counts"
 
 
@@ -120,7 +121,7 @@ def test_without_memory(explorer):
 @pytest.mark.parametrize("at", [(-1.0, -1.0), (0.5, 0.999), (1.0, 0.5), (7.0, 0.1), (0.1, 0.001), (float("nan"), 0.5)])
 def test_pointer_outside(explorer, at):
     before = explorer.state()
-    on_point(explorer, at)
+    explorer.press(at)
     assert explorer.state() == before
     agrees(explorer)
 
@@ -164,7 +165,7 @@ def test_two_explorers_and_a_bench_on_one_desk(networks):
         assert agrees(one).pixel.x == x and agrees(two).pixel.x == 63 - x
     two.controls["picture"].value, two.controls["method"].value = "fog", "bare"
     assert agrees(one).state.picture == "town" and agrees(two).state.picture == "fog"
-    load_own(one, "mine.png", halves("RGB"))
+    one.load("mine.png", halves("RGB"))
     assert "own picture: mine.png" in bench.controls["picture"].options and bench.settings() == REST
 
 
@@ -174,7 +175,7 @@ def test_the_state_alone_decides(networks):
     states = [State(m, p, i, 20 + i, 9, tau=t, memory=on) for m in networks for p, i, t, on in
               (("town", 0, 0.1, True), ("night", 1, 1.0, False))]
     for state in states * 2:
-        assert png(panels(used.view(state))) == png(panels(Desk(networks, size=(64, 32)).view(state)))
+        assert png_bytes(panels(used.view(state))) == png_bytes(panels(Desk(networks, size=(64, 32)).view(state)))
     assert len(used.known) <= 3
 
 

@@ -14,12 +14,15 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from pinmem.data import DrawnDomain, to_tensor
-from pinmem.embeddings import RecordMemory, collect_means, embed, memory_path, plot_embedding, read_path
+from pinmem.embeddings import collect_means, collect_pixels, embed, memory_path, plot_embedding
+from pinmem.losses import Objective
 from pinmem.meta_step import meta_gradients, write_memory
 from pinmem.model import build_model
-from pinmem.plots import memory_weight_maps
-from pinmem.report import Picture, png_bytes, run_figures, write_report
+from pinmem.plan import plan
+from pinmem.plots import memory_weight_maps, png_bytes
+from pinmem.report import Picture, ask, memory_pictures, report_run, run_figures, write_report
 from pinmem.streets import SOURCES, UNSEEN
+from pinmem.training import RecordMemory, read_path
 from pinmem.walk import STOPS, alt_text, player, show_stop, stop_png, walk
 
 TABLE = {
@@ -150,6 +153,50 @@ def test_other_models_and_the_path_of_the_memory_come_in(tmp_path):
     assert not plt.get_fignums()
 
 
+def test_pictures_use_the_statistics_of_the_method():
+    "A method whose networks answer with the images' own statistics is drawn so; nobody opens a context first."
+    torch.manual_seed(0)
+    model, domain = build_model(weights=None), DrawnDomain(UNSEEN[0], 2, size=(128, 64))
+    model.mem.copy_(torch.nn.functional.normalize(torch.rand_like(model.mem), dim=1))
+    answers, points = {}, {}
+    for share in (0.0, 1.0):
+        model.train().statistics = share
+        (_, answers[share]), points[share] = ask(model, domain[0][0]), collect_pixels(model, [domain])
+        whole = model.predict(to_tensor(domain[0][0])[None], share, full=True)
+        assert torch.allclose(answers[share], whole["w"][0]) and not model.training
+        seen = torch.nn.functional.normalize(whole["f"][0].flatten(1), dim=0).T.numpy()
+        assert np.isclose(points[share].x @ seen.T, 1, atol=1e-5).any(1).mean() > 0.3, "many are of the first image"
+        alt = memory_pictures(model, Same(domain))["Memory weights"].alt
+        assert f"{whole['w'].min():.3f} to {whole['w'].max():.3f}" in alt
+    assert not torch.allclose(answers[0.0], answers[1.0], atol=1e-3)
+    assert not np.allclose(points[0.0].x, points[1.0].x, atol=1e-2)
+    plt.close("all")
+
+
+class Same:
+    "The first image of a domain alone."
+    def __init__(self, domain): self.name, self.labels, self.domain = domain.name, domain.labels, domain
+    def __len__(self): return 1
+    def __getitem__(self, i): return self.domain[0]
+
+
+def test_a_run_is_written_down_whole(tmp_path):
+    torch.manual_seed(0)
+    model = build_model(weights=None)
+    domains = [DrawnDomain(name, 2, size=(128, 64)) for name in (SOURCES[0], UNSEEN[0])]
+    (tmp_path / "log.csv").write_text("step,loss_seg\n0,2.5\n1,1.5\n")
+    record = RecordMemory(model, every=1, file=tmp_path / "memory_path.safetensors")
+    model.mem = torch.nn.functional.normalize(model.mem + 0.2 * torch.rand_like(model.mem), dim=1)
+    record([{"step": 0}])
+    backend = matplotlib.get_backend()
+    page = report_run(tmp_path, model, plan("aggregation", sources=SOURCES[:1], seed=7), TABLE, domains[:1], domains[1:])
+    assert "for 2 steps, seed 7" in (text := page.read_text(encoding="utf-8")) and matplotlib.get_backend() == backend
+    files = {p.stem for p in (tmp_path / "figures").iterdir()}
+    assert {"losses", "predictions", "memory-weights", "path-of-the-memory"} <= files
+    assert len(files) == text.count("<img ")
+    assert not plt.get_fignums() and not [p for p in tmp_path.rglob("*.part")]
+
+
 def test_a_model_without_memory_cannot_be_recorded():
     with pytest.raises(ValueError, match="no memory"): RecordMemory(build_model(weights=None, memory=False))
 
@@ -194,8 +241,8 @@ def two_sides():
 
 
 @pytest.mark.parametrize("choice", [dict(order=2, objective="outer", prime="prime_frozen_e"),
-                                    dict(order=2, objective="sum", prime="prime", momentum=0.5, reduction="sum"),
-                                    dict(order=1, objective="sum", prime="hat", lam1=0.1), dict(objective="mean")])
+                                    dict(order=2, objective="sum", prime="prime", aim=Objective(momentum=0.5, reduction="sum")),
+                                    dict(order=1, objective="sum", prime="hat", aim=Objective(lam1=0.1)), dict(objective="mean")])
 def test_the_walk_is_the_step(choice):
     torch.manual_seed(0)
     model = build_model(encoder="resnet18", weights=None, aux_dropout=0.0, channels=32, context_width=16, width=16).train()
@@ -212,7 +259,7 @@ def test_the_walk_is_the_step(choice):
     assert torch.equal(found["mem_hat"], step.mem_hat) and torch.equal(found["mem_prime"], step.mem_prime)
     star = {name: (p - 0.02 * step.grads[name]).detach() for name, p in params.items()}
     model.load_state_dict({**star, **step.buffers}, strict=False)
-    assert torch.equal(found["mem_star"], write_memory(model, before["mem"], *mtr, choice.get("momentum", 0.8)))
+    assert torch.equal(found["mem_star"], write_memory(model, before["mem"], *mtr, aim=choice.get("aim", Objective())))
     assert all(set(row) == set("EUDGA") for s in stops for row in s.grads.values()), "the auxiliary head has its column"
     assert all(len(s.captions) <= 2 for s in stops)
 
