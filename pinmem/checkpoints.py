@@ -20,7 +20,8 @@ def read_checkpoint(
 ):        # -> dict with at least 'state_dict'
     "Read a checkpoint; no code in it is run."
     path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f"{path}: no such file; give a checkpoint of the released code (.pth)")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; give a checkpoint of the released code (.pth)")
     try: found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         if name := re.search(r"GLOBAL (\S+)", str(error)):
@@ -34,7 +35,8 @@ def read_checkpoint(
     return found
 
 # %% ../nbs/38_checkpoints.ipynb #0011
-OFFICIAL_CHOICES = dict(tau=1.0, read="gumbel", updater="raw", fusion="bn", label_mode="bilinear", coh_at="labels", weights=None)
+OFFICIAL_CHOICES = dict(tau=1.0, read="gumbel", updater="raw", fusion="bn", label_mode="bilinear", coh_at="labels",
+                        weights=None)
 
 # %% ../nbs/38_checkpoints.ipynb #0012
 NETWORKS = {
@@ -84,8 +86,8 @@ def check_memory(
     mem = found.get("memory")
     if not needed and mem is None: return None
     if not torch.is_tensor(mem):
-        raise ValueError(f"{path}: its network reads a memory, but the file has no tensor 'memory'; without it the network "
-                         f"is useless; get the whole file")
+        raise ValueError(f"{path}: its network reads a memory, but the file has no tensor 'memory'; without it the "
+                         f"network is useless; get the whole file")
     shape, length = (len(CLASSES), DEEPLAB["channels"]), mem.double().norm(dim=-1)
     if mem.shape != shape or not (length - 1).abs().max() < 1e-3:
         raise ValueError(f"{path}: 'memory' is {tuple(mem.shape)} with rows of length {length.min():.3g} to "
@@ -145,7 +147,7 @@ def convert(
     network, wrong = find_network(state, mem is not None)
     if wrong:
         more = f"; and {len(wrong) - 12} more" if len(wrong) > 12 else ""
-        raise ValueError(f"{file}: fits none of {', '.join(NETWORKS)}; closest is {network}, with {len(wrong)} name(s) that "
-                         f"do not match: {'; '.join(wrong[:12])}{more}; only these networks were released")
+        raise ValueError(f"{file}: fits none of {', '.join(NETWORKS)}; closest is {network}, with {len(wrong)} name(s) "
+                         f"that do not match: {'; '.join(wrong[:12])}{more}; only these networks were released")
     save_model(out, filled(network, state, mem), facts := recorded(file, found, network))
     return facts

@@ -7,7 +7,7 @@ from nbdev.config import get_config
 
 from helpers import ROOT, notebook_processes, run_notebook
 
-NBS = sorted((ROOT / "nbs").glob("*.ipynb"))
+NBS = sorted([*(ROOT / "nbs").glob("*.ipynb"), *(ROOT / "nbs" / "streets").glob("*.ipynb")])
 PROCESSES = notebook_processes()
 
 
@@ -50,7 +50,7 @@ def test_opens_in_colab(path):
     "A badge that leads to this very notebook, and a first code cell that fetches the project when it is not there."
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     owner, project = (get_config()[key] for key in ("user", "repo"))
-    assert f"https://colab.research.google.com/github/{owner}/{project}/blob/main/nbs/{path.name}" in "".join(cells[0]["source"])
+    assert f"https://colab.research.google.com/github/{owner}/{project}/blob/main/{path.relative_to(ROOT)}" in "".join(cells[0]["source"])
     first = "".join(next(c for c in cells if c["cell_type"] == "code")["source"])
     assert f"git clone -q https://github.com/{owner}/{project} " in first
     exec(first, {"get_ipython": lambda: pytest.fail("fetches a project that is there")})

@@ -11,13 +11,15 @@ from PIL import Image
 from torch.testing import assert_close
 
 from pinmem import cli
-from pinmem.algorithms import ALGORITHMS, PRESETS, plan, sides
-from pinmem.at_size import Forecast, compute_in, out_of_memory, recompute_encoder
+from pinmem.algorithms import sides
+from pinmem.at_size import Forecast, compute_in, recompute_encoder
 from pinmem.data import PHOTOMETRIC, DomainBatches, FolderDomain, in_processes, virtual_domains
 from pinmem.meta_step import meta_gradients
 from pinmem.model import build_model
 from pinmem.normalisation import build_network
-from pinmem.training import NoMemory, board, fit, load_state, read_log, state_files
+from pinmem.plan import ALGORITHMS, PRESETS, plan
+from pinmem.runs import make_algorithm, make_batches, open_sources
+from pinmem.training import NoMemory, board_writer, fit, load_state, out_of_memory, read_log, state_files, to_board
 
 TINY = dict(channels=8, rates=(1, 2, 3), context_width=8, fine=4, width=8, pool_norm=False, aux=True, weights=None)
 NETS = {"resnet": "test_resnet", "efficientnet": "test_efficientnet"}
@@ -223,14 +225,14 @@ def test_other_errors_are_not_about_memory(tmp_path):
 
 def test_tensorboard_where_it_is_installed(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    assert board(tmp_path) is None
+    assert board_writer(tmp_path) is None
     seen = []
     class SummaryWriter:
         def __init__(self, folder, purge_step): seen.append((folder, purge_step))
         def add_scalar(self, name, value, step): seen.append((name, value, step))
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=SummaryWriter))
-    writer = board(tmp_path, 5)
-    fit(Toy(), lambda t: torch.tensor(1.0), 7, start=5, progress=False, watch=lambda rows: cli.to_board(writer, rows))
+    writer = board_writer(tmp_path, 5)
+    fit(Toy(), lambda t: torch.tensor(1.0), 7, start=5, progress=False, watch=lambda rows: to_board(writer, rows))
     assert seen[0] == (str(tmp_path / "tensorboard"), 5) and [row[::2] for row in seen[1:]] == [("loss", 5), ("loss", 6)]
 
 
@@ -336,49 +338,47 @@ def test_virtual_domains_draw_independently_in_every_step():
 # ------------------------------------------------------------------------------------------ presets
 
 SMALL = {**{n: v for n, v in TINY.items() if n != "weights"}, "rates": [1, 2, 3], "crop": [64, 32], "per_domain": 2}
-WORDS = [w for n, v in SMALL.items() for w in ("--set", f"{n}={v}".replace(" ", ""))]
-LITTLE = ["--encoder", "test_resnet", "--weights", "none", "--size", "64x32", "--scenes", "3", "--exam", "2", "--workers", "0",
+WORDS = [w for n, v in SMALL.items() for w in ([f"--{n}".replace("_", "-") + f"={str(v).lower()}"] if isinstance(v, bool) else
+                                               [f"--{n}".replace("_", "-"), *map(str, v if isinstance(v, list) else [v])])]
+LITTLE = ["--encoder", "test_resnet", "--weights", "none", "--size", "64", "32", "--scenes", "3", "--exam", "2", "--workers", "0",
           "--threads", "1", "--device", "cpu"]
 
 
 @pytest.mark.parametrize("preset", ROWS)
 def test_what_a_row_fixes(preset):
-    sets = [f"{name}:somewhere" for name in PRESETS[preset]["sources"]]
+    sets = [f"{name}:somewhere" for name in PRESETS[preset].sources]
     made = plan("pinmem", preset, sets[::-1], 120_000)
-    assert made["data"] == dict(per_domain=4, crop=[768, 768], scale=[0.5, 2.0], photometric="paper", photometric_test="hard", rare=0.0,
-                                balance=0.0, memory_images=0)
+    assert made.data.model_dump() == dict(per_domain=4, crop=(768, 768), scale=(0.5, 2.0), photometric="paper", photometric_test="hard",
+                                          rare=0.0, balance=0.0, unweigh=0.0, settle=0, memory_images=0)
     learned = dict(optimiser="sgd", lr=0.01, encoder_lr=1.0, weight_decay=5e-4, schedule="exp", alpha=0.0025, order=2, objective="sum")
-    assert made["algorithm"] == learned
-    assert made["sources"] == (sets * 2 if preset == "g-r50" else sets)
-    deep, head = preset == "gs-r101", plan("pinmem", preset, sets, head="fcn8s")["model"]
-    assert head["head"] == "fcn8s" and "output_stride" not in head, "every head has its own stride"
-    assert made["score"]["classes"] == (16 if deep else 19) and PRESETS[preset]["stop"] == (70_000 if deep else 30_000)
-    with torch.device("meta"): model = build_network(**{**made["model"], "weights": None})
+    assert {name: made.algorithm[name] for name in learned} == learned and made.algorithm["warm"] == made.algorithm["average"] == 0
+    assert list(made.sources) == (sets * 2 if preset == "g-r50" else sets)
+    deep, head = preset == "gs-r101", plan("pinmem", preset, sets, head="fcn8s").model
+    assert head.head == "fcn8s" and head.output_stride is None, "every head has its own stride"
+    assert made.score.classes == (16 if deep else 19) and PRESETS[preset].stop == (70_000 if deep else 30_000)
+    with torch.device("meta"): model = build_network(**{**made.model.model_dump(), "weights": None})
     count = sum(p.numel() for p in model.parameters())
     assert count == (66_904_185 if deep else 45_284_057) and model.config["output_stride"] == (8 if deep else 16)
-    assert "sources" not in plan("pinmem", preset, sets, lr=0.1, crop=[512, 512])["data"]
-    assert plan("aggregation", preset, sets)["sources"] == sets
+    assert list(plan("aggregation", preset, sets).sources) == sets
 
 
 @pytest.mark.parametrize("preset", ROWS)
 def test_each_row_takes_steps_on_drawn_streets(preset):
-    words = ["train", "--preset", preset, "--data", "town", "city", "--steps", "2", *WORDS, *LITTLE]
-    config = cli.plan_run(cli.parser().parse_args(words))
-    assert config["model"]["head"] == ("deeplabv2" if preset == "gs-r101" else "deeplabv3plus")
-    if preset == "gs-r101": config["model"]["early_stride"] = False    # the toy has no bottlenecks
-    domains = cli.open_sources(config["sources"], "pinmem", 3, 0, (64, 32))
-    algorithm = cli.make_algorithm(config, None, torch.device("cpu"))
-    taken, rows = fit(algorithm, cli.make_batches(config, domains).batch, 2, progress=False)
+    made = plan("pinmem", preset, ["town", "city"], 2, encoder="test_resnet", size=(64, 32), scenes=3, early_stride=False, **SMALL)
+    assert made.model.head == ("deeplabv2" if preset == "gs-r101" else "deeplabv3plus")   # the toy has no bottlenecks to move a stride in
+    algorithm = make_algorithm(made, torch.device("cpu"), None)
+    taken, rows = fit(algorithm, make_batches(made, open_sources(made)).batch, 2, progress=False)
     assert taken == 2 and np.isfinite([v for row in rows for v in row.values()]).all()
 
 
 def test_harder_colours_go_to_whoever_is_in_meta_test():
-    config = dict(method="pinmem", per_domain=1, crop=[64, 32], seed=5, scale=[1, 1], rare=0, photometric="none", photometric_test="hard")
-    batch = cli.make_batches(config, cli.open_sources(["town", "city", "suburb"], "pinmem", 1, 0, (64, 32)))
+    about = dict(sources=["town", "city", "suburb"], scenes=1, size=(64, 32), crop=(64, 32), seed=5, photometric="none")
+    made = plan(photometric_test="hard", **about)
+    batch = make_batches(made, open_sources(made))
     for t in range(6):
         _, test = sides(3, 5, t)
         assert [d for d in range(3) if batch.change(t, d) is PHOTOMETRIC["hard"]] == sorted(test)
-    assert cli.make_batches({**config, "method": "aggregation"}, batch.domains).change == PHOTOMETRIC["none"]
+    assert make_batches(plan("aggregation", **about), batch.domains).change == PHOTOMETRIC["none"]
 
 
 def refused(capsys, *words):
@@ -389,16 +389,16 @@ def refused(capsys, *words):
 
 
 @pytest.mark.parametrize("words, needed", [
-    (["--preset", "gs-r50"], "add gtav:PATH to --data"),
-    (["--preset", "gs-r50", "--data", "gtav:a"], "add synthia:PATH to --data"),
-    (["--preset", "gsi-r50", "--data", "gtav:a", "synthia:b"], "idd is missing"),
-    (["--preset", "gs-r50", "--data", "gtav:a", "synthia:b", "idd:c"], "not from idd"),
-    (["--preset", "gs-r101", "--data", "gtav:a", "gtav:b", "synthia:b"], "2 times"),
-    (["--preset", "g-r50", "--data", "town", "camvid:a"], "not from town"),
-    (["--preset", "g-r50", "--data", "gtav:nowhere"], "nowhere"),
-    (["--set", "precision=half"], "'bf16'"), (["--set", "crop=768"], "[WIDTH, HEIGHT]"), (["--keep", "0"], "--keep"),
-    (["--minutes", "0"], "--minutes"), (["--minutes", "nan"], "--minutes"),
-    (["--steps", "1", "--estimate"], "--steps 4"),
+    (["--preset", "gs-r50"], "add gtav:PATH to the sources"),
+    (["--preset", "gs-r50", "--sources", "gtav:a"], "add synthia:PATH to the sources"),
+    (["--preset", "gsi-r50", "--sources", "gtav:a", "synthia:b"], "idd is missing"),
+    (["--preset", "gs-r50", "--sources", "gtav:a", "synthia:b", "idd:c"], "not from idd"),
+    (["--preset", "gs-r101", "--sources", "gtav:a", "gtav:b", "synthia:b"], "2 times"),
+    (["--preset", "g-r50", "--sources", "town", "camvid:a"], "not from town"),
+    (["--preset", "g-r50", "--sources", "gtav:nowhere"], "nowhere"),
+    (["--precision", "half"], "'bf16'"), (["--crop", "768"], "--crop"), (["--keep", "0"], "keep"),
+    (["--minutes", "0"], "minutes"), (["--minutes", "nan"], "minutes"),
+    (["--steps", "1", "--estimate"], "steps=4"),
 ])
 def test_mistakes(words, needed, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -408,7 +408,7 @@ def test_mistakes(words, needed, capsys, tmp_path, monkeypatch):
 
 def test_estimate_prints_the_plan_and_keeps_nothing(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    words = ["train", "--preset", "g-r50", "--data", "town", "town", "--estimate", "--out", "run", *WORDS, *LITTLE, "--quiet"]
+    words = ["train", "--preset", "g-r50", "--sources", "town", "town", "--estimate", "--out", "run", *WORDS, *LITTLE, "--quiet"]
     assert cli.main(words) == 0
     said = capsys.readouterr().out
     for words in ("preset g-r50", "encoder test_resnet", "head deeplabv3plus", "optimiser sgd", "order 2", "lam1 0.02", "crop 64x32",
@@ -419,12 +419,12 @@ def test_estimate_prints_the_plan_and_keeps_nothing(capsys, tmp_path, monkeypatc
 
 def test_estimate_of_a_warm_start(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    words = ["train", "--data", "town", "town", "--steps", "100", "--estimate", "--out", "run", *WORDS, *LITTLE, "--quiet"]
+    words = ["train", "--sources", "town", "town", "--steps", "100", "--estimate", "--out", "run", *WORDS, *LITTLE, "--quiet"]
     assert cli.main(words) == 0
     said = capsys.readouterr().out
     assert "for the 71 warm steps to come" in said and "for the 21 steps to come" in said
     capsys.readouterr()
-    assert cli.main([*words, "--set", "warm=0.99"]) == 0
+    assert cli.main([*words, "--warm", "0.99"]) == 0
     said = capsys.readouterr().out
     assert "for the 95 warm steps to come" in said and said.count("to come") == 1
 
@@ -434,17 +434,18 @@ def test_a_row_on_miniatures_with_one_command(tmp_path, capsys, monkeypatch):
     import test_datasets as sets
     sets.gtav(tmp_path / "g"); sets.synthia(tmp_path / "s"); sets.cityscapes(tmp_path / "c")
     update, calls = ALGORITHMS["pinmem"].update, []
-    def once(self, batch):
+    def once(self, batch, unlabelled=None):
         calls.append(self.model.precision)
         if len(calls) == 2: raise torch.OutOfMemoryError("CUDA out of memory")
         return update(self, batch)
     monkeypatch.setattr(ALGORITHMS["pinmem"], "update", once)
     monkeypatch.setattr(cli, "report_run", lambda *args: None)
-    words = ["train", "--preset", "gs-r50", "--data", f"gtav:{tmp_path / 'g'}", f"synthia:{tmp_path / 's'}", "--targets",
-             f"cityscapes:{tmp_path / 'c'}", "--steps", "3", "--out", str(tmp_path / "run"), *WORDS, *LITTLE, "--workers", "1", "--quiet"]
+    words = ["train", "--preset", "gs-r50", "--sources", f"gtav:{tmp_path / 'g'}", f"synthia:{tmp_path / 's'}", "--targets",
+             f"cityscapes:{tmp_path / 'c'}", "--steps", "3", "--out", str(tmp_path / "run"), *WORDS, *LITTLE, "--quiet"]
+    words[words.index("--workers") + 1] = "1"
     assert "state of step 0 is kept" in refused(capsys, *words)
     capsys.readouterr()
-    assert cli.main([*words, "--resume", "--set", "precision=bf16", "--set", "checkpoint=True"]) == 0
+    assert cli.main([*words[:-1], "--resume", "--precision", "bf16", "--checkpoint"]) == 0
     said = capsys.readouterr().out
     assert "precision bf16, checkpoint True" in said and "paper: Pin the Memory, gs-r50" in said and "44.5" in said
     assert calls == ["float32"] * 2 + ["bf16"] * 3
