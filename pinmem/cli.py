@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 import pinmem
 from .checkpoints import convert
 from .comparison import compare, lost_cells
-from .data import DEFAULT_SOURCES, find_images
+from .data import find_images
 from .datasets import open_domain, split_names
 from .evaluation import Protocol, domain_table, per_class_table
 from .model import Network
@@ -27,7 +27,7 @@ from .report import report_run, write_memory_maps
 from . import runs
 from .runs import Run, Work, new_folder
 from .settings import unknown
-from .streets import STYLES, UNSEEN, draw
+from .streets import STYLES, draw
 from .survey import survey, survey_text
 from .training import NoMemory, NotFinite, out_of_memory, write_image
 

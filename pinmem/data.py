@@ -561,14 +561,6 @@ def ahead(
             yield result
     finally: pool.shutdown(wait=False, cancel_futures=True)
 
-# %% ../nbs/02_data.ipynb #ev01
-def evenly(
-    n,          # number of things
-    limit=None, # at most so many of them; None or 0: all
-):              # -> list of indices, rising
-    "An evenly spread sample."
-    return np.linspace(0, n - 1, min(limit or n, n)).round().astype(int).tolist()
-
 # %% ../nbs/02_data.ipynb #0091
 def as_it_is(batch): return batch
 

@@ -13,14 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np
 import torch
-from PIL import Image
-from tqdm.auto import tqdm
 from .algorithms import pool, sides, start_memory
 from .at_size import Forecast, compute_in, recompute_encoder
 from .data import (PHOTOMETRIC, RENDERED, DomainBatches, DrawnDomain, cache, check_domain, find_images, read_image,
                          say_absent, to_tensor)
 from .datasets import open_domains
-from .evaluation import Protocol, score, segment
+from .evaluation import score, segment
 from .labels import CLASSES, colourise
 from .model import collect_statistics
 from .normalisation import build_network

@@ -291,10 +291,8 @@ def test_resume_obeys_other_targets(run, tmp_path, capsys):
 
 def test_a_run_that_was_killed_at_once_can_be_resumed(run, tmp_path, monkeypatch, capsys):
     "Killed in its first step: what lies there is no result, and the run goes on and ends as if nothing had happened."
-    import os
-
     from pinmem.algorithms import PinTheMemory
-    out, update = tmp_path / "killed", PinTheMemory.update
+    out = tmp_path / "killed"
     shared = ["--steps", "4", "--out", str(out), "--targets", "night", *SMALL]
     class Killed(BaseException): pass
     def kill(self, batches, unlabelled=None): raise Killed

@@ -78,6 +78,9 @@ def test_no_public_name_has_two_meanings():
     found = {}
     for path in sorted((ROOT / "pinmem").rglob("*.py")):
         if path.stem == "_modidx": continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        defined = [node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+        assert len(defined) == len(set(defined)), f"{path.name} defines one name twice"
         for name in set(definitions(path)):
             if not name.startswith("_"): found.setdefault(name, []).append(str(path.relative_to(ROOT)))
     twice = [f"{name} ({', '.join(paths)})" for name, paths in sorted(found.items()) if len(paths) > 1]
