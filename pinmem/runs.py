@@ -257,7 +257,7 @@ def follow(
     prepare(algorithm.model, domains, plan, work, first=not resume)
     save_config(folder, algorithm.model, plan.model_dump(mode="json"))
     learn(algorithm, make_batches(plan, domains, work.workers), plan, folder, start, work)
-    known = exams([name for name in dict.fromkeys(plan.sources) if name in STYLES], plan)
+    known = exams([name for name in plan.sources if name in STYLES and name not in plan.targets], plan)
     results = score(algorithm.model, [*known, *targets], plan.score, progress=not work.quiet)
     with whole_file(folder / "results.json") as part: part.write_text(json.dumps(results, indent=1), encoding="utf-8")
     return Run(folder, plan, algorithm.model.eval(), results, known, targets)

@@ -395,3 +395,10 @@ def test_a_comparison_without_results_is_a_failure(capsys, monkeypatch, tmp_path
         error = refused(capsys, *words)
         assert "2 of 2 cells have no result" in error and "no luck" in error
     assert len(calls) == 2 and "2 of 2" in refused(capsys, *words, "--retry") and len(calls) == 4
+
+
+def test_a_source_may_be_a_target_too(tmp_path):
+    "It is scored once, and not found to be one too many after the training."
+    made = train(sources=["town", "city"], targets=["town"], steps=1, out=tmp_path / "run", size=(128, 64), scenes=3, exam=1, quiet=True,
+                 threads=1, workers=0, device="cpu", method="aggregation")
+    assert list(made.results) == ["city", "town"]
