@@ -45,14 +45,18 @@ def check_network(
     model,  # the network it is given
 ):
     "A method on the wrong network is an error, not another method."
-    wants = cls.network["memory"]
-    if (model.mem is not None) != wants:
+    wants = cls.network.get("memory")
+    if wants is not None and (model.mem is not None) != wants:
         what = "reads a memory, and the network has none" if wants else "has no use for the network's memory"
         raise ValueError(f"{cls.__name__} {what}; build the network with memory={wants}")
     norm = cls.network.get("norm")
     if norm and getattr(model, "config", {}).get("norm") != norm:
         raise ValueError(f"{cls.__name__} needs a network with norm={norm!r}; build it with "
                          f"build_network({norm!r}, memory=False)")
+    head, config = cls.network.get("head"), getattr(model, "config", {})
+    if head and config.get("head") != head: raise ValueError(
+        f"{cls.__name__} needs a network with head={head!r}, and this one has {config.get('head')!r}; "
+        f"build it with build_model(head={head!r})")
 
 # %% ../nbs/20_algorithms.ipynb #0019
 def pool(
@@ -67,6 +71,8 @@ class Algorithm:
     "Optimiser, rate and state; a subclass says in `update` how one step is taken."
     network = dict(memory=False)       # what it asks of `build_network`
     splits, fixed = False, {}          # it needs two domains or more; switches that it sets itself
+    unlabelled = False                 # it learns from images without labels, too
+    settles = True                     # at the end, BatchNorm's statistics are collected anew from the sources
     statistics = 0.0                   # share of the images' own statistics when it answers
     steps, done, seconds = 0, 0.0, 0.0 # number of steps taken, share of the run that is over, time it took
     mean = None                        # of the weights, once `average` of the run is over
@@ -77,7 +83,7 @@ class Algorithm:
         encoder_lr: float = switch(0.3, "factor on it for the pretrained backbone", 0, 10)
         weight_decay: float = switch(0.01, "of the optimiser", 0, 10)
         optimiser: Literal["adamw", "sgd"] = switch("adamw", "'sgd' has momentum 0.9")
-        schedule: Literal["onecycle", "poly", "exp", "constant"] = switch("onecycle", "of the rate during the run")
+        schedule: Literal["onecycle", "poly", "warmpoly", "exp", "constant"] = switch("onecycle", "of the rate")
         average: float = switch(0.0, "share of the run after which the weights are averaged; 0: never", 0, 1)
 
     def __init__(
@@ -112,8 +118,11 @@ class Algorithm:
 
     def ready(self, unlabelled=None):
         "Before a step: training mode. Images without labels are for methods that say what to do with them."
-        if unlabelled is not None: raise ValueError(
-            f"{type(self).__name__} learns from labelled images alone, and was given unlabelled ones; leave "
+        name, wants = type(self).__name__, self.unlabelled
+        if wants and unlabelled is None: raise ValueError(
+            f"{name} learns from images without labels, too, and was given none; pass `unlabelled`, (B, 3, H, W)")
+        if unlabelled is not None and not wants: raise ValueError(
+            f"{name} learns from labelled images alone, and was given unlabelled ones; leave "
             f"`unlabelled` out or choose a method that uses them")
         self.model.train()
 
@@ -122,9 +131,13 @@ class Algorithm:
         learning = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         return learning, dict(self.model.named_buffers())
 
+    def weights(self): # -> dict: name -> parameter
+        "What is stepped on; a method with a second network adds it."
+        return dict(self.model.named_parameters())
+
     def step_on(self, grads):
         "Θ*: the one place where gradients (a dict by the names of the weights) meet an optimiser."
-        for name, p in self.model.named_parameters(): p.grad = grads.get(name)
+        for name, p in self.weights().items(): p.grad = grads.get(name)
         for optimiser in self.optimisers.values():
             optimiser.step()
             optimiser.zero_grad()

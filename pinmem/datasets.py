@@ -6,7 +6,8 @@
 __all__ = ['SPLITS', 'LOW_BYTE', 'GTAV_COLOURS', 'IDD_NAMES', 'SETS', 'CITY', 'IDD', 'READERS', 'Layout', 'DataSet',
            'files_below', 'index', 'holds', 'alone', 'pair_up', 'folders', 'begins_here', 'locate', 'read_list',
            'read_split', 'find_list', 'listed', 'choose', 'find_pairs', 'SetDomain', 'read_first_channel',
-           'colours_to_codes', 'read_gtav', 'read_polygons', 'open_domain', 'open_domains', 'is_there', 'split_names']
+           'colours_to_codes', 'read_gtav', 'read_polygons', 'open_domain', 'open_domains', 'is_there', 'split_names',
+           'readers_of', 'open_photos']
 
 # %% ../nbs/06_datasets.ipynb #0003
 import difflib, functools, json, os, re
@@ -15,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
-from .data import (PICTURE_KINDS, RENDERED, CamVidDomain, DrawnDomain, FolderDomain, hidden, opened, read_image,
-                         read_label, rendered_folder, virtual_domains)
+from .data import (PICTURE_KINDS, RENDERED, CamVidDomain, DrawnDomain, FolderDomain, Photos, hidden, opened,
+                         photo_files, read_image, read_label, rendered_folder, virtual_domains)
 from .labels import CODES, FULL, IDDLITE7, SYNTHIA16
 from .streets import STYLES
 
@@ -472,3 +473,38 @@ def split_names(
             found.append(','.join(parts[:k]).strip())
             parts = parts[k:]
     return [name for name in found if name]
+
+# %% ../nbs/06_datasets.ipynb #ph11
+def readers_of(
+    spec,  # a picture, a folder of pictures, a style, or NAME:PATH
+    n,     # scenes of a style
+    seed,  # of the scenes
+    size,  # (width, height) of the scenes
+):         # -> (list of (key, function -> (H, W, 3) uint8), list of label files that were passed over)
+    "How to read every picture of a set, and nothing else of it."
+    kind, colon, _ = str(spec).partition(':')
+    if spec in STYLES:
+        domain = DrawnDomain(spec, n, seed, size)
+        return [(f'{spec} {i}', functools.partial(lambda i: domain[i][0], i)) for i in range(n)], []
+    if spec == RENDERED or (colon and kind in READERS):
+        pairs = open_domain(spec).pairs
+        files, labels = [Path(pair[1]) for pair in pairs], [pair[2] for pair in pairs]
+    else: files, labels = photo_files(spec)
+    return [(str(file), functools.partial(read_image, file)) for file in files], labels
+
+# %% ../nbs/06_datasets.ipynb #ph12
+def open_photos(
+    specs,           # list: pictures, folders of pictures, styles, or NAME:PATH
+    height=None,     # shrink taller pictures to this height, pixels
+    n=400, seed=0,   # scenes of a style, their seed
+    size=(256, 128), # (width, height) of the scenes
+):                   # -> Photos
+    "Pictures without labels, from everything that is named, as one domain."
+    found, labels = [], []
+    for spec in specs:
+        readers, passed = readers_of(spec, n, seed, size)
+        found, labels = found + readers, labels + passed
+    if not found: raise ValueError('photos: none named; name pictures, or a folder of them')
+    if labels: print(f'{len(labels)} label file(s) beside the photographs are not looked at', flush=True)
+    if len(found) == 1: print('a single photograph: all that can be learned is what this one looks like', flush=True)
+    return Photos(found, ' and '.join(map(str, specs)), height)

@@ -351,11 +351,13 @@ def build_backbone(
     output_stride=16,             # image pixels per cell of the last map: 8, 16 or 32
     weights="imagenet",           # 'imagenet', None (random) or the path of a state dict
     early_stride=False,           # as the released DeepLabV2, see `move_stride`
+    ceil_pool=False,              # its pooling rounds an odd half up, as the released DeepLabV2 of CLAN
 ):                                # -> nn.Module: x -> list of maps; has `channels` and `strides`
     "A timm network without its head: standardised image in, feature maps out, fine to coarse."
     body = create(name, output_stride)
     if hasattr(body, "layer4"): dilate_last_stages(body, output_stride)
     if early_stride: move_stride(body)
+    if ceil_pool: body.maxpool.ceil_mode = True
     if getattr(body, "output_fmt", None) == "NHWC": body.register_forward_hook(channels_first)
     load_backbone(body, name, weights)
     body.channels, body.strides = body.feature_info.channels(), body.feature_info.reduction()

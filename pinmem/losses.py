@@ -21,19 +21,24 @@ class Objective(Settings):
     lam2: float = switch(0.2, "weight of the divergence loss", 0, 1e3)
     lam_aux: float = switch(0.4, "weight of the auxiliary loss, in a network that has that head", 0, 1e3)
     reduction: Literal["mean", "sum"] = switch("mean", "of the naming of rows in L_div: 'sum' is as printed")
+    focal: float = switch(0.0, "power of (1 - p) that L_seg is multiplied by; 0: plain cross-entropy", 0, 10)
 
 # %% ../nbs/14_losses.ipynb #0006
 def seg_loss(
     logits: torch.Tensor, # (B, N, H, W)
     y: torch.Tensor,      # (B, H, W) train ids, 255 = ignore
     weight=None,          # (N,) what a pixel of each class counts; None: all alike
+    focal=0.,             # power of (1 - p) that a pixel is multiplied by; 0: cross-entropy
 ) -> torch.Tensor:        # scalar, nats per labelled pixel; 0 when no pixel is labelled
     "L_seg: mean cross-entropy over the labelled pixels."
     if logits.shape[-2:] != y.shape[-2:]:
         raise ValueError(f'seg_loss: logits are {tuple(logits.shape[-2:])} and labels {tuple(y.shape[-2:])}; '
                          'expected the same height and width; resize the logits first')
     y = y.long()
-    total = F.cross_entropy(logits, y, weight, ignore_index=IGNORE, reduction='sum')
+    total = F.cross_entropy(logits, y, weight, ignore_index=IGNORE, reduction='none' if focal else 'sum')
+    if focal:
+        p = (-F.cross_entropy(logits, y, ignore_index=IGNORE, reduction='none')).exp()  # (B, H, W); 1 where ignored
+        total = ((1 - p).clamp_min(1e-9) ** focal * total).sum()
     return total / (y != IGNORE).sum().clamp_min(1)
 
 # %% ../nbs/14_losses.ipynb #0011
@@ -99,7 +104,7 @@ def divergence_loss(
 
 # %% ../nbs/14_losses.ipynb #0042
 def read_loss(
-    logits: torch.Tensor,        # (B, N, H, W)
+    logits: torch.Tensor,        # (B, N, H, W); a list: of several heads, whose L_seg add up
     y: torch.Tensor,             # (B, H, W) train ids, 255 = ignore
     s: torch.Tensor = None,      # (B, N, h, w) cosines, or none: a network without memory
     y1h: torch.Tensor = None,    # (B, N, h, w) soft labels, needed when at='features'
@@ -110,7 +115,8 @@ def read_loss(
     weight: torch.Tensor = None, # (N,) of the classes in L_seg and L_aux, see `class_weights`
 ) -> tuple:                      # loss (scalar), terms: dict of its unweighted parts
     "Eq 8, first line: L_read = L_seg + λ1 L_coh (+ λ_aux L_aux)."
-    terms = {'loss_seg': seg_loss(logits, y, weight)}
+    heads = logits if isinstance(logits, list) else [logits]
+    terms = {'loss_seg': sum(seg_loss(z, y, weight, aim.focal) for z in heads)}
     loss = terms['loss_seg']
     if s is not None:
         terms['loss_coh'] = cohesion_loss(s, y1h if at == 'features' else y, tau, at)

@@ -10,6 +10,7 @@ __all__ = ['part', 'call', 'scratch', 'read_pass', 'features', 'write_pass', 'me
 from dataclasses import dataclass
 import torch
 from torch.func import functional_call
+from .decoders import resize
 from .losses import Objective, read_loss, update_loss
 from .memory_read import read_facts
 from .memory_update import class_means, update
@@ -51,7 +52,9 @@ def read_pass(
     "L_read(𝓜, X; Θ): read the memory, compare with the labels (Eq 8, first line)."
     out = call(model, {**params, **buffers}, x, mem=mem, full=True)
     y1h = None if out["s"] is None else model.labels(y, out["f"])     # (B, N, h, w)
-    loss, terms = read_loss(out["logits"], y, out["s"], y1h, out["aux"], aim,
+    heads = [resize(z, y.shape[-2:]) for z in out.get("heads", ())]
+    aux = resize(out["aux"], y.shape[-2:]) if heads and model.aux is not None else out["aux"]
+    loss, terms = read_loss(heads or out["logits"], y, out["s"], y1h, aux, aim,
                             tau=model.tau, at=model.coh_at, weight=model.class_weight)
     if out["w"] is not None: terms |= read_facts(out["w"], model.mem if mem is None else mem)
     return loss, terms, out

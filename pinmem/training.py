@@ -27,17 +27,18 @@ from .plan import ALGORITHMS
 # %% ../nbs/31_training.ipynb #0006
 def lr_factor(
     t,                   # share of the run that is done, 0 <= t < 1
-    schedule="onecycle", # 'onecycle', 'poly', 'exp' or 'constant'
+    schedule="onecycle", # 'onecycle', 'poly', 'warmpoly', 'exp' or 'constant'
     warmup=0.15,         # share of the run spent warming up ('onecycle')
 ):                       # -> factor on the base learning rate
-    "Learning-rate factor; `exp` is the released code's schedule, `poly` DeepLab's."
+    "Learning-rate factor; `exp` is the released code's schedule, `poly` DeepLab's, `warmpoly` CLAN's: it starts at 0."
     if schedule == "onecycle":
         if t < warmup: return 0.04 + 0.96 * t / warmup
         return 0.001 + 0.999 * 0.5 * (1 + math.cos(math.pi * (t - warmup) / (1 - warmup)))
-    if schedule == "poly": return (1 - t) ** 0.9
+    if schedule == "warmpoly" and t < 1 / 20: return 20 * t
+    if schedule in ("poly", "warmpoly"): return (1 - t) ** 0.9
     if schedule == "exp": return math.exp(-9 * t)
     if schedule == "constant": return 1.0
-    raise ValueError(f"schedule {schedule!r} is unknown; choose onecycle, poly, exp or constant")
+    raise ValueError(f"schedule {schedule!r} is unknown; choose onecycle, poly, warmpoly, exp or constant")
 
 # %% ../nbs/31_training.ipynb #0010
 @contextmanager
@@ -243,11 +244,12 @@ def checked_update(
     algorithm,  # gives `update(batches) -> dict of floats`
     batches,    # one (x, y) per source domain
     step,       # its number, for the message
+    unlabelled=None, # (B, 3, H, W) without labels, for a method that uses them
 ):              # -> dict of floats
     "One step; raises `NotFinite` naming the step and the losses when one is NaN or infinite."
     seeds = np.random.SeedSequence([getattr(algorithm, "seed", 0), step, 4])
     torch.manual_seed(int(seeds.generate_state(1)[0]))
-    losses = algorithm.update(batches)
+    losses = algorithm.update(batches) if unlabelled is None else algorithm.update(batches, unlabelled)
     bad = [name for name, value in losses.items() if not math.isfinite(value)]
     if bad: raise NotFinite(f"step {step}: {', '.join(bad)} is not finite, training stopped and the last good state "
                             f"is kept; lower lr, or look at the data of this step")
@@ -275,6 +277,7 @@ class LastGood:
     def __init__(self, algorithm, step, folder=None, keep=2):
         self.algorithm, self.folder, self.kept, self.written = algorithm, folder and Path(folder), keep, None
         self.take(step, [])
+        if not step: self.write(0, [])                     # a run that is killed at once can be resumed, too
 
     def take(self, step, rows):
         "This state is good."
@@ -304,9 +307,10 @@ def safe_update(
     batches,  # one (x, y) per source domain
     step,     # its number
     rows,     # the log so far
+    unlabelled=None, # (B, 3, H, W) without labels, for a method that uses them
 ):            # -> dict of floats
     "One step; when a loss is not finite or memory runs out, the run goes back to its last good state first."
-    try: return checked_update(good.algorithm, batches, step)
+    try: return checked_update(good.algorithm, batches, step, unlabelled)
     except NotFinite as error: failure = error
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error): raise
@@ -337,17 +341,17 @@ def fit(
     progress=True,  # show a bar
     watch=None,     # called as watch(rows) after each step: live pictures
     keep=2,         # number of states that stay on disk
+    unlabelled=None, # step -> (B, 3, H, W) without labels, for a method that uses them
 ):                  # -> (number of steps taken, list of log rows of this call)
     "Repeat `algorithm.update`; keeps the last good state, survives Ctrl-C, NaN and a lack of memory."
-    rows, step, began = [], start, time.perf_counter() - algorithm.seconds
-    good = LastGood(algorithm, start, folder, keep)
-    if not start: good.write(0, [])                        # a run that is killed at once can be resumed, too
+    rows, step, good = [], start, LastGood(algorithm, start, folder, keep)
+    began = time.perf_counter() - algorithm.seconds
     with stop_on_interrupt() as asked, tqdm(total=steps, initial=start, disable=not progress, unit="step") as bar:
         while step < (steps if stop is None else stop) and not asked:
             algorithm.done = share_done(step, steps, time.perf_counter() - began, minutes)
             if algorithm.done >= 1: break
             algorithm.set_rate(lr_factor(algorithm.done, algorithm.schedule))
-            rows.append({"step": step, **safe_update(good, batches(step), step, rows)})
+            rows.append({"step": step, **safe_update(good, batches(step), step, rows, unlabelled and unlabelled(step))})
             step, algorithm.seconds = step + 1, time.perf_counter() - began
             if minutes and algorithm.done: bar.total = min(steps, round(step / algorithm.done))  # what time allows
             bar.update(); bar.set_postfix({name: f"{value:.2f}" for name, value in list(rows[-1].items())[1:]})

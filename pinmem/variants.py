@@ -40,4 +40,7 @@ def unweigh(
     share, # of the weights' logarithm that its logits lose, 0 to 1
 ):
     "Rare classes were made too likely; take a share of that back, in the bias of the last layer."
-    if model.class_weight is not None: model.decoder.classify.bias -= share * model.class_weight.log()
+    if model.class_weight is None: return
+    heads = getattr(model.decoder, "heads", None)
+    for last in [head.branches[0] for head in heads] if heads else [model.decoder.classify]:
+        last.bias -= share * model.class_weight.log()
