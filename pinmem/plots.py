@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['PALETTE', 'BLUE', 'ORANGE', 'INK', 'FAINT', 'PALE', 'SMALL', 'RIGHT', 'WRONG', 'UNSCORED', 'SCALES', 'NOT_LOSSES',
            'to_numpy', 'show', 'png_bytes', 'overlay', 'patches', 'legend', 'present', 'legend_below', 'show_pair',
-           'error_map', 'accuracy', 'qualitative_row', 'qualitative_grid', 'stretch_pixels', 'weight_norms',
-           'memory_weight_maps', 'weight_bar', 'memory_similarity', 'smooth', 'loss_curves', 'class_bars', 'LivePlot']
+           'error_map', 'accuracy', 'qualitative_row', 'qualitative_grid', 'change_grid', 'stretch_pixels',
+           'weight_norms', 'memory_weight_maps', 'weight_bar', 'memory_similarity', 'smooth', 'loss_curves',
+           'class_bars', 'LivePlot']
 
 # %% ../nbs/40_plots.ipynb #0003
 import io, math
@@ -179,6 +180,24 @@ def qualitative_grid(
                         titles[i] if titles else '')
     for ax, head in zip(axes[0], heads): ax.set_title(head, fontsize=9, pad=3)
     return legend_below(fig, present(*truths, *(p for ps in predictions.values() for p in ps)))
+
+# %% ../nbs/40_plots.ipynb #chg1
+def change_grid(
+    images, # list of (H, W, 3) uint8
+    before, # list of (H, W) train ids
+    after,  # list of (H, W) train ids
+):          # Figure, one row an image
+    "Pictures, what a network said about them, what it says now, and where that differs."
+    shape = max(i.shape[0] / i.shape[1] for i in images)
+    fig, axes = plt.subplots(len(images), 4, squeeze=False, layout='constrained',
+                             figsize=(12, (3 * shape + .22) * len(images) + .7))
+    for row, image, old, new in zip(axes, images, before, after):
+        other = old != new
+        changed = np.where(other[..., None], colourise(new), 200 + image // 8)
+        for ax, cell in zip(row, (image, colourise(old), colourise(new), changed)): show(ax, cell.astype(np.uint8))
+        row[3].set_xlabel(f'{100 * other.mean():.0f} % of pixels changed', fontsize=8, labelpad=2)
+    for ax, head in zip(axes[0], ('photograph', 'before', 'after', 'changed')): ax.set_title(head, fontsize=9, pad=3)
+    return legend_below(fig, present(*before, *after))
 
 # %% ../nbs/40_plots.ipynb #0041
 def stretch_pixels(

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['CSS', 'Picture', 'figure_html', 'table_html', 'mean_rows', 'result_tables', 'log_table', 'write_report', 'ask',
            'richest', 'in_words_of', 'compare_picture', 'memory_pictures', 'embedding_picture', 'path_picture',
-           'loss_picture', 'bars_picture', 'run_figures', 'report_run', 'write_memory_maps']
+           'loss_picture', 'bars_picture', 'run_figures', 'change_picture', 'change_table', 'adapted', 'report_run',
+           'write_memory_maps']
 
 # %% ../nbs/44_report.ipynb #0003
 import base64, html, json
@@ -13,14 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 import numpy as np, torch
-from .data import to_tensor
+from .data import evenly, to_tensor
+from .datasets import open_photos
 from .embeddings import collect_pixels, embed, in_figures, memory_path, plot_embedding, separation
 from .evaluation import Protocol, mean_miou, percent, same_classes, segment
 from .labels import CLASSES
 from .memory_init import normalise
-from .plots import (NOT_LOSSES, accuracy, class_bars, loss_curves, memory_similarity,
+from .plots import (NOT_LOSSES, accuracy, change_grid, class_bars, loss_curves, memory_similarity,
                           memory_weight_maps, png_bytes, present, qualitative_grid)
-from .training import read_log, read_path, whole_file
+from .training import load_run, read_log, read_path, whole_file
 
 # %% ../nbs/44_report.ipynb #0006
 @dataclass
@@ -133,6 +135,7 @@ def write_report(
     title,        # heading of the page
     config=None,  # dict of the run
     table=None,   # dict: domain -> result of `evaluate`
+    before=None,  # dict as `table`, of the run that this one went on from
     log=None,     # dict: name -> list of numbers, one a step
     figures=None, # dict: title -> Picture
     notes='',     # plain text under the heading; an empty line parts paragraphs
@@ -140,6 +143,7 @@ def write_report(
     "Write one HTML file that needs nothing else; it appears whole or not at all."
     parts = [f'<p>{html.escape(p)}</p>' for p in notes.split('\n\n') if p.strip()]
     if table: parts.append('<h2>Results</h2>' + result_tables(table))
+    if table and before: parts.append(change_table(before, table))
     if figures: parts.append('<h2>Pictures</h2>' + ''.join(figure_html(t, p) for t, p in figures.items()))
     if log: parts.append('<h2>Losses</h2>' + log_table(log))
     if config:
@@ -303,6 +307,51 @@ def run_figures(
     if unseen: figures['Features by class and by domain'] = embedding_picture(model, [*sources, *unseen][:8])
     return {title: picture for title, picture in figures.items() if picture is not None}
 
+# %% ../nbs/44_report.ipynb #chr1
+def change_picture(
+    before, after,        # two models
+    photos,               # list of (H, W, 3) uint8
+    protocol=Protocol(),  # how they are shown
+):                        # Picture
+    "The same photographs seen by a network before and after it adapted."
+    old, new = ([ask(model, image, protocol)[0] for image in photos] for model in (before, after))
+    share = np.mean([np.mean(a != b) for a, b in zip(old, new)])
+    count = lambda masks: np.mean([np.bincount(m.ravel(), minlength=256)[:len(CLASSES)] / m.size for m in masks], 0)
+    growth = count(new) - count(old)
+    more, less = CLASSES[growth.argmax()], CLASSES[growth.argmin()]
+    return Picture(change_grid(photos, old, new),
+                   f'{len(photos)} photographs, their classes before and after, and the pixels that changed: '
+                   f'{100 * share:.0f} %. {more} grew most, {less} shrank most.',
+                   'Spread evenly over all photographs. Nobody labelled them, so a change is not yet an improvement: look.')
+
+# %% ../nbs/44_report.ipynb #chr2
+def change_table(
+    before, after, # dicts: domain -> result of `evaluate_domain`
+):                 # HTML, or '' when nothing was scored in both
+    "mIoU of the domains that both runs were scored on, by the same protocol."
+    rows = []
+    for name, new in after.items():
+        old = before.get(name)
+        if not old or old['protocol'] != new['protocol'] or old['images'] != new['images']: continue
+        if None not in (old['miou'], new['miou']):
+            gain = f"{100 * (new['miou'] - old['miou']):+.1f}"
+            rows.append([name, percent(old['miou'], 0), percent(new['miou'], 0), gain])
+    head = ['mIoU, %', 'before', 'after', 'difference']
+    return '<h2>Before and after</h2>' + table_html(head, rows) if rows else ''
+
+# %% ../nbs/44_report.ipynb #chr3
+def adapted(
+    plan,  # `Plan` of a run with a `start`
+    model, # what it learned
+):         # dict: title -> Picture; results of the start
+    "What a report says of the run that this one went on from; nothing when that one is gone."
+    if not (plan.start and plan.photos and (Path(plan.start) / 'model.safetensors').is_file()): return {}, {}
+    photos = open_photos(plan.photos, plan.score.height, plan.exam, plan.seed, plan.size)
+    file = Path(plan.start) / 'results.json'
+    chosen = [photos[i][0] for i in evenly(len(photos), 6)]
+    picture = change_picture(load_run(plan.start)[0].to(model.device), model, chosen, plan.score)
+    return {'Photographs before and after': picture}, json.loads(file.read_text('utf-8')) if file.is_file() else {}
+
 # %% ../nbs/44_report.ipynb #run1
 def report_run(
     folder,   # run directory
@@ -315,7 +364,8 @@ def report_run(
     "Write `figures/*.png` and `report.html` of a run."
     folder, log = Path(folder), read_log(Path(folder) / 'log.csv')
     path = read_path(file) if (file := folder / 'memory_path.safetensors').exists() else None
-    figures = run_figures(model, sources, targets, results, log, path=path, protocol=plan.score)
+    changes, before = adapted(plan, model)
+    figures = changes | run_figures(model, sources, targets, results, log, path=path, protocol=plan.score)
     (folder / 'figures').mkdir(exist_ok=True)
     for title, picture in figures.items():
         picture.image = png_bytes(picture.image)
@@ -323,8 +373,10 @@ def report_run(
         with whole_file(folder / 'figures' / name) as part: part.write_bytes(picture.image)
     notes = (f"{plan.method} trained on {', '.join(plan.sources)} for {len(log.get('step', []))} steps, seed "
              f"{plan.seed}. This run never trained on its targets. Scores and predictions: {plan.score}.")
+    if plan.start: notes += (f' It went on from {Path(plan.start).name} with photographs of {", ".join(plan.photos)}, '
+                             'of which it saw no label.')
     return write_report(folder / 'report.html', title=f'A run of {plan.method}, seed {plan.seed}', table=results,
-                        log=log, config=plan.model_dump(mode='json'), figures=figures, notes=notes)
+                        before=before, log=log, config=plan.model_dump(mode='json'), figures=figures, notes=notes)
 
 # %% ../nbs/44_report.ipynb #run2
 def write_memory_maps(
