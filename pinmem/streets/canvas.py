@@ -147,7 +147,7 @@ def layout(s: Scene):
 def light_up(s: Scene):
     "Sun direction and the strength of sun and sky light."
     st, rng = s.style, s.rng
-    s.sky = st.sky[int(rng.integers(len(st.sky)))]
+    s.sky = pick(s, st.sky)
     s.sun = rng.uniform(*st.sun) * {'overcast': .15, 'white': .5, 'night': 0}.get(s.sky, 1.)
     az, el = rng.uniform(-math.pi, math.pi), math.radians(rng.uniform(*st.elevation))
     if st.glare: az = rng.normal(0, .25)

@@ -147,22 +147,20 @@ def surface(
     if kind in ('bricks', 'stones', 'render'):
         look = wall_texture(rng, {'bricks': 'brick', 'stones': 'stone', 'render': 'plaster'}[kind], w, h)
         look[:4] *= rng.uniform(.7, 1.3)
-    elif kind == 'leaves':
+        return Mips(bitmap(look))
+    if kind == 'leaves':
         colour = hsv(rng.uniform(.2, .38), rng.uniform(.3, .65), rng.uniform(.25, .5))
         gain = np.clip(1 + .28 * grain(rng, h, w, .35, 8) + .2 * grain(rng, h, w, 1., 4), .15, 2.)
-        look = np.array(colour, np.float32) * gain[..., None]
-        look *= np.linspace(1.25, .6, h)[:, None, None]
+        pattern = np.linspace(1.25, .6, h)[:, None]
     elif kind == 'boards':
-        look = np.array(hsv(rng.uniform(.05, .12), rng.uniform(.05, .5), rng.uniform(.25, .8)), np.float32)
-        look = look * (1 + .1 * grain(rng, h, w))[..., None]
-        look = look * np.where(x % 6 == 0, .55, 1 + .12 * np.sin(x // 6 * 9.1))[..., None]
+        colour = hsv(rng.uniform(.05, .12), rng.uniform(.05, .5), rng.uniform(.25, .8))
+        gain, pattern = 1 + .1 * grain(rng, h, w), np.where(x % 6 == 0, .55, 1 + .12 * np.sin(x // 6 * 9.1))
     else:
         if kind == 'tiles': colour = hsv(rng.uniform(.0, .06), rng.uniform(.3, .6), rng.uniform(.3, .6))
         else: colour = hsv(.6, rng.uniform(0, .15), rng.uniform(.2, .5))
         gain = 1 + .12 * grain(rng, h, w) + .08 * grain(rng, h, w, .2, 32)
-        look = np.array(colour, np.float32) * gain[..., None]
-        look *= np.where(y % 4 == 0, .75, 1.)[..., None]
-    return Mips(bitmap(look))
+        pattern = np.where(y % 4 == 0, .75, 1.)
+    return Mips(bitmap(np.array(colour, np.float32) * gain[..., None] * pattern[..., None]))
 
 # %% ../../nbs/streets/08_houses.ipynb #0016
 def _railing(rng, kind, w, h):
