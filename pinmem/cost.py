@@ -114,24 +114,20 @@ def time_ratio(
     for model in (a, b): model(x)                                     # the first run of each is not counted
     pairs = []
     for turn in range(turns):                                         # who goes first alternates
-        first, second = (seconds(a), seconds(b)) if turn % 2 == 0 else reversed((seconds(b), seconds(a)))
-        pairs.append((first, second))
+        pairs.append((seconds(a), seconds(b)) if turn % 2 == 0 else (seconds(b), seconds(a))[::-1])
     middle = statistics.median
     return dict(a=middle(p[0] for p in pairs), b=middle(p[1] for p in pairs), ratio=middle(q / p for p, q in pairs))
 
-# %% ../nbs/18_cost.ipynb #0043
+# %% ../nbs/18_cost.ipynb #0044
 TABLE8 = {"baseline": ("45.08", "277.16"), "Pin the Memory": ("45.22", "277.69")}  # million parameters, GFLOPs
 
-# %% ../nbs/18_cost.ipynb #0044
-def table8(
-    size=(2048, 1024), # (width, height); the paper's figures hold for this one
-):                     # -> list of dicts, one a row
+def table8():  # -> list of dicts, one a row
     "Table 8 for both networks: parameters and cost by the paper's convention, published, and true."
     rows = []
-    for method, memory in (("baseline", False), ("Pin the Memory", True)):
-        model = on_meta(encoder="resnet50", memory=memory)
-        macs, counted = published_macs(tally(model, size)), parameters(model, ["updater"])
-        rows.append(dict(method=method, parameters=counted, published_parameters=TABLE8[method][0], macs=macs,
-                         gflops=str(published_gflops(macs)), published_gflops=TABLE8[method][1],
-                         all_parameters=parameters(model), true_flops=true_flops(model, size)))
+    for method, (million, gflops) in TABLE8.items():
+        model = on_meta(encoder="resnet50", memory=method != "baseline")
+        macs = published_macs(tally(model))
+        rows.append(dict(method=method, parameters=parameters(model, ["updater"]), published_parameters=million,
+                         macs=macs, gflops=str(published_gflops(macs)), published_gflops=gflops,
+                         all_parameters=parameters(model), true_flops=true_flops(model)))
     return rows
