@@ -206,49 +206,36 @@ def building(
     chimney = a + (b - a) * rng.random() if roof and rng.random() < .5 else 0
     cast(s, [(line, a), (line, b), (back, a), (back, b)], tall + roof / 2)
     s.shadows.append(([(line, a), (line, b), (line - sign * .7, b), (line - sign * .7, a)], .25))
-
-    def paint():
-        if roof or end: _roof_and_end(s, sign, a, b, line, back, tall, roof, cap, end, tint)
-        _front(s, sign, a, b, line, tall, look, tint)
-        if chimney > 4:
-            foot = tall + roof * .7
-            box(s, (line + back) / 2, chimney, .9, .7, foot, foot + (roof * .3 + .9), shade((150, 90, 70), tint), 2)
+    paint = functools.partial(_paint_house, s, sign, a, b, line, back, tall, roof, chimney, cap, end, look, tint)
     s.things.append((1, b, paint))
     return tall
 
 # %% ../../nbs/streets/08_houses.ipynb #0021
-def _roof_and_end(
-    s, sign,     # Scene; -1 left, 1 right
-    a, b,        # from, to along the road, m
-    line, back,  # front and back across, m
-    tall, roof,  # height of the wall, of the roof above it, m
-    cap, end,    # textures of the roof and of the end wall (None = not seen)
-    tint,        # factor
+def _paint_house(
+    s, sign,         # Scene; -1 left, 1 right
+    a, b,            # from, to along the road, m
+    line, back,      # front and back across, m
+    tall, roof,      # height of the wall, of the roof above it, m
+    chimney,         # where it stands along the road, m; 0 = none
+    cap, end, look,  # textures of the roof and of the end wall (None = not seen); facade
+    tint,            # factor
 ):
-    "The roof over the street side, the wall that looks at the camera and its gable."
+    "The roof over the street side, the wall that looks at the camera and its gable, the front, the chimney."
     near, ridge = max(a, .9), (line + back) / 2
     if roof:
         quad = [(line, tall, near), (line, tall, b), (ridge, tall + roof, b), (ridge, tall + roof, near)]
         hang(s, cap, quad, 2, .9 * lit(s, (-sign * .6, .8, 0)))
     if end:
         light = tint * lit(s, (0, 0, -1))
-        if roof:
-            gable = [(line, tall, a), (back, tall, a), (ridge, tall + roof, a)]
-            face(s, gable, shade(end.mean, light), 2)
+        if roof: face(s, [(line, tall, a), (back, tall, a), (ridge, tall + roof, a)], shade(end.mean, light), 2)
         hang(s, end, [(line, 0, a), (back, 0, a), (back, tall, a), (line, tall, a)], 2, light)
-
-# %% ../../nbs/streets/08_houses.ipynb #0022
-def _front(
-    s, sign,     # Scene; -1 left, 1 right
-    a, b,        # from, to along the road, m
-    line, tall,  # across; height, m
-    look, tint,  # facade; factor
-):
-    "The facade along the street: its texture, repeated a whole number of times."
     texture, lights, wide = look
     count, light = max(1, round((b - a) / wide)), tint * lit(s, (-sign, 0, 0))
     step = (b - a) / count
-    for i in range(count):
+    for i in range(count):  # the facade, repeated a whole number of times
         p, q = max(a + step * i, .9), a + step * (i + 1)
         quad = [(line, 0, p), (line, 0, q), (line, tall, q), (line, tall, p)]
         if q > p: hang(s, texture, quad, 2, light, (1 - (q - p) / step, 1.), lights)
+    if chimney > 4:
+        foot = tall + roof * .7
+        box(s, ridge, chimney, .9, .7, foot, foot + (roof * .3 + .9), shade((150, 90, 70), tint), 2)

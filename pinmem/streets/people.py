@@ -180,36 +180,27 @@ def _rider(
     x, ground,    # middle, bottom row: pixels
     along, kind,  # seen from the front or the back; 'bicycle' or 'motorcycle'
 ):
-    "Somebody on the saddle, often with a helmet."
+    "Somebody on the saddle, often with a helmet; from the side with a leaning torso and an arm to the bar."
     legs, coat = cloth(rng), cloth(rng)
     if along:
         for side in (-1, 1):
             low = ground - (12 if (side > 0) == (rng.random() < .5) else 30)
             limb(pens, [(x + side * 8, ground - 78), (x + side * 13, ground - 50), (x + side * 9, low)], 12, legs, 12)
         _body(rng, pens, x, ground - 140, 20, 12, coat)
-        u, v = x, ground - 151
-    else: u, v = _rider_side(rng, pens, x, ground, legs, coat)
+        u, v = x, ground - 151                                                   # of the head
+    else:
+        skin = shade(hsv(.06, rng.uniform(.25, .55), rng.uniform(.3, .9)), 1)
+        (hx, hy), (nx, ny) = (x - 27, ground - 82), (x + rng.uniform(-8, 12), ground - 132)
+        u, v = nx + 6, ny - 12
+        limb(pens, [(hx, hy), (x + 10, ground - 62), (x - 2, ground - 8)], 13, shade(legs, .8), 12)
+        limb(pens, [(hx, hy), (x + 10, ground - 74), (x - 10, ground - 40)], 13, legs, 12)
+        torso = [(hx - 12, hy + 6), (hx + 12, hy + 4), (nx + 12, ny + 6), (nx - 12, ny)]
+        everywhere(pens, 'polygon', torso, coat, 12)
+        limb(pens, [(nx, ny + 8), (x + 20, ground - 98), (x + 34, ground - 82)], 9, shade(coat, .8), 12)
+        for dot, thick in (((x + 34, ground - 82), 8), ((u, v), 19)): limb(pens, [dot, dot], thick, skin, 12)
     if kind == 'motorcycle' or rng.random() < .5:
         for pen, fill in zip(pens, (cloth(rng), 255, 12)):
             pen.pieslice((u - 12, v - 13, u + 12, v + 11), 180, 360, fill)
-
-# %% ../../nbs/streets/07_people.ipynb #0019
-def _rider_side(
-    rng, pens,   # random generator; layer pens
-    x, ground,   # middle, bottom row: pixels
-    legs, coat,  # (r, g, b) each
-):               # (x, y) of the head
-    "From the side: legs to the pedals, leaning torso, arm to the bar, head."
-    skin = shade(hsv(.06, rng.uniform(.25, .55), rng.uniform(.3, .9)), 1)
-    (hx, hy), (nx, ny) = (x - 27, ground - 82), (x + rng.uniform(-8, 12), ground - 132)
-    limb(pens, [(hx, hy), (x + 10, ground - 62), (x - 2, ground - 8)], 13, shade(legs, .8), 12)
-    limb(pens, [(hx, hy), (x + 10, ground - 74), (x - 10, ground - 40)], 13, legs, 12)
-    torso = [(hx - 12, hy + 6), (hx + 12, hy + 4), (nx + 12, ny + 6), (nx - 12, ny)]
-    everywhere(pens, 'polygon', torso, coat, 12)
-    limb(pens, [(nx, ny + 8), (x + 20, ground - 98), (x + 34, ground - 82)], 9, shade(coat, .8), 12)
-    limb(pens, [(x + 34, ground - 82)] * 2, 8, skin, 12)
-    limb(pens, [(nx + 6, ny - 12)] * 2, 19, skin, 12)
-    return nx + 6, ny - 12
 
 # %% ../../nbs/streets/07_people.ipynb #0023
 def add_person(
