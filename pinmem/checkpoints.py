@@ -37,8 +37,6 @@ def read_checkpoint(
 # %% ../nbs/38_checkpoints.ipynb #0011
 OFFICIAL_CHOICES = dict(tau=1.0, read="gumbel", updater="raw", fusion="bn", label_mode="bilinear", coh_at="labels",
                         weights=None)
-
-# %% ../nbs/38_checkpoints.ipynb #0012
 NETWORKS = {
     "DeepLabV3+ on ResNet-50": dict(encoder="resnet50", head="deeplabv3plus", output_stride=16),
     "DeepLabV2 on ResNet-101": dict(encoder="resnet101", head="deeplabv2", output_stride=8, early_stride=True),

@@ -128,7 +128,12 @@ def two_wheels(
     w, h = (70, 170) if along else (190, 170)
     layers, pens = _sheet(w, h)
     frame, cls, x, ground = cloth(rng), ID[kind], w / 2, h - 2
-    if along: _end_on(rng, pens, kind, x, ground, frame, cls)
+    if along:  # from the front or the back: one narrow wheel, bars, lamp
+        fat, lamp = (7, 5) if kind == 'bicycle' else (16, 8)
+        limb(pens, [(x, ground - fat / 2), (x, ground - 58)], fat, (24, 24, 26), cls)
+        limb(pens, [(x, ground - 50), (x, ground - 78)], fat * .9, frame, cls)
+        limb(pens, [(x - 20, ground - 84), (x + 20, ground - 84)], 5, (40, 40, 42), cls)
+        limb(pens, [(x, ground - 66)] * 2, lamp, ((220, 30, 30), (250, 250, 235))[int(rng.integers(2))], cls)
     else: _side_on(pens, kind, x, ground, frame, cls)
     if ridden: _rider(rng, pens, x, ground, along, kind)
     return _finish(layers, rng)
@@ -158,21 +163,6 @@ def _side_on(
     for line in ([hubs[0], seat, head, crank, hubs[0]], [crank, seat], [hubs[1], head, bar]):
         limb(pens, line, 7 if motor else 4, frame, cls)
     limb(pens, [(seat[0] - 8, seat[1] - 3), (seat[0] + 8, seat[1] - 3)], 6, black, cls)
-
-# %% ../../nbs/streets/07_people.ipynb #0017
-def _end_on(
-    rng, pens,   # random generator; layer pens
-    kind,        # 'bicycle' or 'motorcycle'
-    x, ground,   # middle, bottom row: pixels
-    frame, cls,  # (r, g, b); train id
-):
-    "Seen from the front or the back: one narrow wheel, bars, lamp."
-    fat = 7 if kind == 'bicycle' else 16
-    limb(pens, [(x, ground - fat / 2), (x, ground - 58)], fat, (24, 24, 26), cls)
-    limb(pens, [(x, ground - 50), (x, ground - 78)], fat * .9, frame, cls)
-    limb(pens, [(x - 20, ground - 84), (x + 20, ground - 84)], 5, (40, 40, 42), cls)
-    lamp = [(220, 30, 30), (250, 250, 235)][int(rng.integers(2))]
-    limb(pens, [(x, ground - 66)] * 2, 8 if kind == 'motorcycle' else 5, lamp, cls)
 
 # %% ../../nbs/streets/07_people.ipynb #0018
 def _rider(
