@@ -16,7 +16,7 @@ from torch import nn
 from .algorithms import MLDG, Aggregation, pool
 from .data import PHOTOMETRIC, photometric, to_image, to_tensor
 from .encoders import quicken
-from .model import build_model, collect_statistics, target_statistics
+from .model import build_model
 from .settings import switch
 
 # %% ../nbs/21_normalisation.ipynb #0010

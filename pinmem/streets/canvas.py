@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 from ..labels import CLASSES
-from .noise import shade
 
 # %% ../../nbs/streets/02_canvas.ipynb #0006
 @dataclass(eq=False)
