@@ -69,14 +69,6 @@ def window_pane(
     pen.line((x0, (y0 + y1) // 2, x1, (y0 + y1) // 2), frame)
     if x1 - x0 > 9: pen.line(((x0 + x1) // 2, y0, (x0 + x1) // 2, y1), frame)
 
-# %% ../../nbs/streets/08_houses.ipynb #0009
-def _door(rng, pen, box, h):
-    "A front door in place of the window `box`, down to row `h`."
-    c = shade(hsv(rng.random(), rng.uniform(.1, .6), rng.uniform(.1, .6)), 1)
-    mid = (box[0] + box[2]) // 2
-    pen.rectangle((mid - 8, h - 31, mid + 8, h), (220, 215, 205))
-    pen.rectangle((mid - 6, h - 29, mid + 6, h), c)
-
 # %% ../../nbs/streets/08_houses.ipynb #0010
 def _shopfront(
     rng,        # random generator
@@ -126,7 +118,10 @@ def facade(
         for j in range(bays):
             x0, y0 = int((j + (1 - ww) / 2) * bw), int(h - i * fh - fh * (.22 + wh))
             pane = (x0, y0, int(x0 + ww * bw), int(y0 + wh * fh))
-            if i == 0 and kind != 'glass' and (j == number % bays): _door(rng, pen, pane, h)
+            if i == 0 and kind != 'glass' and (j == number % bays):  # a front door instead
+                mid, colour = (pane[0] + pane[2]) // 2, hsv(rng.random(), rng.uniform(.1, .6), rng.uniform(.1, .6))
+                pen.rectangle((mid - 8, h - 31, mid + 8, h), (220, 215, 205))
+                pen.rectangle((mid - 6, h - 29, mid + 6, h), shade(colour, 1))
             else: window_pane(rng, pen, pane, tone, trim, edge)
             if i and rng.random() < .35: lamp.rectangle(pane, int(rng.integers(110, 255)))
     if rng.random() < .5: pen.rectangle((0, 0, w, 3), shade(trim, .8))
