@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OFFICIAL_CHOICES', 'NETWORKS', 'read_checkpoint', 'expected', 'mismatches', 'find_network', 'check_memory',
-           'check_state', 'filled', 'recorded', 'convert']
+           'check_state', 'convert']
 
 # %% ../nbs/38_checkpoints.ipynb #0003
 import functools, hashlib, re
@@ -37,8 +37,6 @@ def read_checkpoint(
 # %% ../nbs/38_checkpoints.ipynb #0011
 OFFICIAL_CHOICES = dict(tau=1.0, read="gumbel", updater="raw", fusion="bn", label_mode="bilinear", coh_at="labels",
                         weights=None)
-
-# %% ../nbs/38_checkpoints.ipynb #0012
 NETWORKS = {
     "DeepLabV3+ on ResNet-50": dict(encoder="resnet50", head="deeplabv3plus", output_stride=16),
     "DeepLabV2 on ResNet-101": dict(encoder="resnet101", head="deeplabv2", output_stride=8, early_stride=True),
@@ -109,31 +107,6 @@ def check_state(
     if bad: raise ValueError(f"{path}: {', '.join(bad[:5])} hold NaN or infinity; get the file again")
     return state
 
-# %% ../nbs/38_checkpoints.ipynb #0024
-def filled(
-    network, # key of NETWORKS
-    state,   # dict: the authors' name -> tensor, checked
-    mem,     # (19, 256), or None
-):           # -> MemoryNet
-    "The network with the file's tensors in it."
-    with torch.device("meta"): model = build_model(memory=mem is not None, **OFFICIAL_CHOICES, **NETWORKS[network])
-    tensors = {ours: state[theirs] for theirs, (ours, _) in expected(network, mem is not None).items()}
-    model.load_state_dict(tensors if mem is None else {**tensors, "mem": mem}, assign=True)
-    return model
-
-# %% ../nbs/38_checkpoints.ipynb #0025
-def recorded(
-    file,    # checkpoint
-    found,   # dict from `read_checkpoint`
-    network, # key of NETWORKS
-):           # -> dict for config.json
-    "What is known about a converted run: method, network, file name, SHA-256 and the two numbers in the file."
-    method = "aggregation" if found.get("memory") is None else "pinmem"
-    numbers = {key: found[key] for key in ("epoch", "mean_iu") if isinstance(found.get(key), (int, float))}
-    return dict(method=method, preset="official", network=network, converted_from=Path(file).name,
-                sha256=hashlib.sha256(Path(file).read_bytes()).hexdigest(), **numbers, sources=[], targets=[],
-                size=[256, 128])
-
 # %% ../nbs/38_checkpoints.ipynb #0026
 def convert(
     file, # checkpoint of the released code
@@ -149,5 +122,12 @@ def convert(
         more = f"; and {len(wrong) - 12} more" if len(wrong) > 12 else ""
         raise ValueError(f"{file}: fits none of {', '.join(NETWORKS)}; closest is {network}, with {len(wrong)} name(s) "
                          f"that do not match: {'; '.join(wrong[:12])}{more}; only these networks were released")
-    save_model(out, filled(network, state, mem), facts := recorded(file, found, network))
+    with torch.device("meta"): model = build_model(memory=mem is not None, **OFFICIAL_CHOICES, **NETWORKS[network])
+    tensors = {ours: state[theirs] for theirs, (ours, _) in expected(network, mem is not None).items()}
+    model.load_state_dict(tensors if mem is None else {**tensors, "mem": mem}, assign=True)
+    numbers = {key: found[key] for key in ("epoch", "mean_iu") if isinstance(found.get(key), (int, float))}
+    facts = dict(method="aggregation" if mem is None else "pinmem", preset="official", network=network,
+                 converted_from=Path(file).name, sha256=hashlib.sha256(Path(file).read_bytes()).hexdigest(), **numbers,
+                 sources=[], targets=[], size=[256, 128])
+    save_model(out, model, facts)
     return facts

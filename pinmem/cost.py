@@ -4,14 +4,12 @@
 
 # %% auto #0
 __all__ = ['TABLE8', 'count_call', 'Tally', 'on_meta', 'tally', 'published_macs', 'published_gflops', 'true_flops', 'parameters',
-           'time_ratio', 'table8']
+           'table8']
 
 # %% ../nbs/18_cost.ipynb #0003
-import statistics, time
 from collections import Counter
 from decimal import ROUND_HALF_UP, Decimal
 import torch
-from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from .model import build_model
@@ -97,41 +95,16 @@ def parameters(
     "Number of trainable values."
     return sum(p.numel() for name, child in model.named_children() if name not in skip for p in child.parameters())
 
-# %% ../nbs/18_cost.ipynb #0038
-@torch.no_grad()
-def time_ratio(
-    a, b,      # two networks in evaluation mode, on one device
-    x,         # (B, 3, H, W) on the same device
-    turns=20,  # how often each runs
-):             # -> dict: seconds of a, of b, and their ratio b / a; medians over the turns
-    "Time two networks in turn."
-    def seconds(model):
-        if x.is_cuda: torch.cuda.synchronize()
-        start = time.perf_counter()
-        model(x)
-        if x.is_cuda: torch.cuda.synchronize()
-        return time.perf_counter() - start
-    for model in (a, b): model(x)                                     # the first run of each is not counted
-    pairs = []
-    for turn in range(turns):                                         # who goes first alternates
-        first, second = (seconds(a), seconds(b)) if turn % 2 == 0 else reversed((seconds(b), seconds(a)))
-        pairs.append((first, second))
-    middle = statistics.median
-    return dict(a=middle(p[0] for p in pairs), b=middle(p[1] for p in pairs), ratio=middle(q / p for p, q in pairs))
-
-# %% ../nbs/18_cost.ipynb #0043
+# %% ../nbs/18_cost.ipynb #0044
 TABLE8 = {"baseline": ("45.08", "277.16"), "Pin the Memory": ("45.22", "277.69")}  # million parameters, GFLOPs
 
-# %% ../nbs/18_cost.ipynb #0044
-def table8(
-    size=(2048, 1024), # (width, height); the paper's figures hold for this one
-):                     # -> list of dicts, one a row
+def table8():  # -> list of dicts, one a row
     "Table 8 for both networks: parameters and cost by the paper's convention, published, and true."
     rows = []
-    for method, memory in (("baseline", False), ("Pin the Memory", True)):
-        model = on_meta(encoder="resnet50", memory=memory)
-        macs, counted = published_macs(tally(model, size)), parameters(model, ["updater"])
-        rows.append(dict(method=method, parameters=counted, published_parameters=TABLE8[method][0], macs=macs,
-                         gflops=str(published_gflops(macs)), published_gflops=TABLE8[method][1],
-                         all_parameters=parameters(model), true_flops=true_flops(model, size)))
+    for method, (million, gflops) in TABLE8.items():
+        model = on_meta(encoder="resnet50", memory=method != "baseline")
+        macs = published_macs(tally(model))
+        rows.append(dict(method=method, parameters=parameters(model, ["updater"]), published_parameters=million,
+                         macs=macs, gflops=str(published_gflops(macs)), published_gflops=gflops,
+                         all_parameters=parameters(model), true_flops=true_flops(model)))
     return rows

@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['PICTURE_KINDS', 'TURNS', 'LABEL_ENDINGS', 'RENDERED', 'DEFAULT_SOURCES', 'GREY', 'PHOTOMETRIC', 'DrawnDomain',
-           'draw_packed', 'cache', 'hidden', 'turn_of', 'opened', 'read_marked', 'read_image', 'read_label',
-           'pictures_in', 'list_files', 'list_pairs', 'find_images', 'Photos', 'photo_files', 'resize_pair',
-           'check_turn', 'read_pair', 'FolderDomain', 'CamVidDomain', 'evenly', 'check_domain', 'say_absent',
-           'rendered_folder', 'to_tensor', 'to_image', 'pick_box', 'cut', 'saturate', 'turn_hue', 'colour_map',
-           'draw_colours', 'clouds', 'photometric', 'to_bytes', 'curve', 'compress', 'augment', 'epoch_order', 'which',
-           'ahead', 'as_it_is', 'leave_interrupts', 'in_processes', 'DomainBatches', 'split_domains', 'virtual_domains']
+           'hidden', 'turn_of', 'opened', 'read_marked', 'read_image', 'read_label', 'pictures_in', 'list_files',
+           'list_pairs', 'find_images', 'Photos', 'photo_files', 'resize_pair', 'check_turn', 'read_pair',
+           'FolderDomain', 'CamVidDomain', 'evenly', 'check_domain', 'say_absent', 'rendered_folder', 'to_tensor',
+           'to_image', 'pick_box', 'cut', 'saturate', 'turn_hue', 'colour_map', 'draw_colours', 'clouds', 'photometric',
+           'to_bytes', 'curve', 'compress', 'augment', 'epoch_order', 'which', 'ahead', 'as_it_is', 'leave_interrupts',
+           'in_processes', 'cache', 'DomainBatches', 'split_domains', 'virtual_domains']
 
 # %% ../nbs/02_data.ipynb #0003
-import contextlib, copy, functools, io, itertools, multiprocessing, signal, warnings
+import contextlib, copy, functools, io, itertools, signal, warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -49,31 +49,6 @@ class DrawnDomain:
         if not 0 <= i < self.n: raise IndexError(f'{self.name}: scene {i}, but it has {self.n} scenes')
         if self.pool is None: return draw(self.style, self.seed, i, self.size)
         return self.pool[i, ..., :3], self.pool[i, ..., 3]
-
-# %% ../nbs/02_data.ipynb #0010
-def draw_packed(
-    job,  # (style, seed, index, size)
-):        # (H, W, 4) uint8: image and mask in one array
-    "One scene, packed for the way back from another process."
-    return np.dstack(draw(*job))
-
-# %% ../nbs/02_data.ipynb #0011
-def cache(
-    domain,         # DrawnDomain
-    processes=2,    # worker processes that draw; 0 draws in this one
-    progress=True,  # show a bar
-):                  # the same domain, its scenes now in memory (4 bytes a pixel)
-    "Draw all scenes of a domain ahead of training."
-    w, h = domain.size
-    pool = np.empty((domain.n, h, w, 4), np.uint8)
-    jobs = [(domain.style, domain.seed, i, domain.size) for i in range(domain.n)]
-    workers = multiprocessing.Pool(processes) if processes else None
-    drawn = workers.imap(draw_packed, jobs, chunksize=8) if workers else map(draw_packed, jobs)
-    for i, scene in enumerate(tqdm(drawn, total=domain.n, desc=f'drawing {domain.name}',
-                                   disable=not progress)): pool[i] = scene
-    if workers: workers.close(); workers.join()
-    domain.pool = pool
-    return domain
 
 # %% ../nbs/02_data.ipynb #d101
 PICTURE_KINDS = ('.png', '.jpg', '.jpeg', '.webp', '.tif', '.tiff', '.bmp', '.gif')  # extensions, in lower case
@@ -367,6 +342,7 @@ def say_absent(
 
 # %% ../nbs/02_data.ipynb #0033
 RENDERED = 'rendered'                      # its name on the command line
+DEFAULT_SOURCES = [*SOURCES, RENDERED]     # what `pinmem train` learns from
 
 # %% ../nbs/02_data.ipynb #0034
 def rendered_folder():  # -> Path with images/ and labels/
@@ -376,9 +352,6 @@ def rendered_folder():  # -> Path with images/ and labels/
         if folder.is_dir(): return folder
     raise FileNotFoundError(f'{folder}: no such folder, the rendered streets are missing; '
                             f'take data_samples from the project, or leave {RENDERED!r} out of --sources')
-
-# %% ../nbs/02_data.ipynb #0035
-DEFAULT_SOURCES = [*SOURCES, RENDERED]     # what `pinmem train` learns from
 
 # %% ../nbs/02_data.ipynb #0045
 def to_tensor(
@@ -622,7 +595,7 @@ def leave_interrupts(worker):
 def in_processes(
     batches,  # object with batches[t]; an error may come as a value
     steps,    # iterable of step numbers, may be endless
-    workers,  # number of processes, 1 or more
+    workers,  # number of processes; 0: compute when asked
 ):            # generator of batches[t], in order
     "Like `ahead`, in processes."
     loader = DataLoader(batches, batch_size=None, sampler=steps, num_workers=workers, collate_fn=as_it_is,
@@ -635,6 +608,21 @@ def in_processes(
         if 'DataLoader worker' not in str(error): raise
         raise OSError(f'a process that prepares batches was killed ({str(error).splitlines()[0]}); perhaps memory, or '
                       'the memory that processes share, is too small; use fewer workers, or --workers 0') from None
+
+# %% ../nbs/02_data.ipynb #0011
+def cache(
+    domain,         # DrawnDomain
+    processes=2,    # worker processes that draw; 0 draws in this one
+    progress=True,  # show a bar
+):                  # the same domain, its scenes now in memory (4 bytes a pixel)
+    "Draw all scenes of a domain ahead of training."
+    w, h = domain.size
+    pool = np.empty((domain.n, h, w, 4), np.uint8)
+    drawn = in_processes(domain, range(domain.n), processes)
+    for i, scene in enumerate(tqdm(drawn, total=domain.n, desc=f'drawing {domain.name}',
+                                   disable=not progress)): pool[i] = np.dstack(scene)
+    domain.pool = pool
+    return domain
 
 # %% ../nbs/02_data.ipynb #0094
 class DomainBatches:

@@ -4,21 +4,20 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'LOW_BYTE', 'GTAV_COLOURS', 'IDD_NAMES', 'SETS', 'CITY', 'IDD', 'READERS', 'Layout', 'DataSet',
-           'files_below', 'index', 'holds', 'alone', 'pair_up', 'folders', 'begins_here', 'locate', 'read_list',
-           'read_split', 'find_list', 'listed', 'choose', 'find_pairs', 'SetDomain', 'read_first_channel',
-           'colours_to_codes', 'read_gtav', 'read_polygons', 'open_domain', 'open_domains', 'is_there', 'split_names',
-           'readers_of', 'open_photos']
+           'files_below', 'index', 'holds', 'alone', 'pair_up', 'locate', 'read_list', 'read_split', 'find_list',
+           'listed', 'choose', 'find_pairs', 'SetDomain', 'read_first_channel', 'colours_to_codes', 'read_gtav',
+           'read_polygons', 'open_domain', 'open_domains', 'is_there', 'split_names', 'readers_of', 'open_photos']
 
 # %% ../nbs/06_datasets.ipynb #0003
 import difflib, functools, json, os, re
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 from .data import (PICTURE_KINDS, RENDERED, CamVidDomain, DrawnDomain, FolderDomain, Photos, hidden, opened,
                          photo_files, read_image, read_label, rendered_folder, virtual_domains)
-from .labels import CODES, FULL, IDDLITE7, SYNTHIA16
+from .labels import CODES, COLOURS, FULL, IDDLITE7, IGNORE, SYNTHIA16
 from .streets import STYLES
 
 # %% ../nbs/06_datasets.ipynb #0006
@@ -30,6 +29,11 @@ class Layout:
     image_end: str    # end of an image's name, before the extension
     label_ends: dict  # end of a label's name, with extension -> key of CODES; the first is preferred
 
+    def places(self, root, split):
+        "Where the images and labels of a split may be: a pair of folders for each of its spellings."
+        return [(root / self.images.format(split=word), root / self.labels.format(split=word))
+                for word in SPLITS[split]]
+
 # %% ../nbs/06_datasets.ipynb #0007
 @dataclass(frozen=True)
 class DataSet:
@@ -40,6 +44,12 @@ class DataSet:
     counts: dict = field(default_factory=dict)  # split -> number of published pairs
     skip: tuple = ()                            # keys whose image and label do not fit together
     read: object = read_label                   # label file -> (H, W) codes
+
+    def begins_in(self, root):
+        "Is this the top folder of the set? Then some folder of the set is in it."
+        places = [pair for layout in self.layouts for split in (self.splits if '{' in layout.images else ('',))
+                  for pair in layout.places(root, split)]
+        return any(folder.is_dir() for pair in places for folder in pair)
 
 # %% ../nbs/06_datasets.ipynb #0008
 SPLITS = {'': ('',), 'train': ('train', 'training'), 'val': ('val', 'valid', 'validation'),
@@ -125,26 +135,6 @@ def pair_up(
     alone(masks, photos, images, layout.image_end + '.png or .jpg')
     return [(key, photos[key], masks[key]) for key in sorted(photos)], layout.label_ends[end]
 
-# %% ../nbs/06_datasets.ipynb #0019
-def folders(
-    layout,  # Layout
-    root,    # Path
-    split,   # key of SPLITS
-):           # list of (folder of images, folder of labels), one for each spelling of the split
-    "Where the images and labels of a split may be."
-    return [(root / layout.images.format(split=word), root / layout.labels.format(split=word))
-            for word in SPLITS[split]]
-
-# %% ../nbs/06_datasets.ipynb #0020
-def begins_here(
-    spec,  # DataSet
-    root,  # Path
-):         # True if some folder of the set is in it
-    "Is this the top folder of the set?"
-    places = [pair for layout in spec.layouts for split in (spec.splits if '{' in layout.images else ('',))
-              for pair in folders(layout, root, split)]
-    return any(folder.is_dir() for pair in places for folder in pair)
-
 # %% ../nbs/06_datasets.ipynb #0021
 def locate(
     kind,  # name of the set
@@ -153,15 +143,15 @@ def locate(
     "Take PATH, PATH/SPLIT or PATH/LIST.txt apart."
     spec, path = SETS[kind], Path(path)
     words = {word: split for split, spelt in SPLITS.items() for word in spelt}
-    asked = path.name if path.suffix == '.txt' or path.name in words and not begins_here(spec, path) else ''
+    asked = path.name if path.suffix == '.txt' or path.name in words and not spec.begins_in(path) else ''
     top = path.parent if asked else path
     if not top.is_dir(): raise FileNotFoundError(f'{top}: no such folder; expected the top folder of {kind}')
     inside = [d for d in sorted(top.iterdir()) if d.is_dir() and not hidden(d.name)]
-    tops = [top] if begins_here(spec, top) else [d for d in inside if begins_here(spec, d)]
+    tops = [top] if spec.begins_in(top) else [d for d in inside if spec.begins_in(d)]
     if len(tops) == 1: return tops[0], words.get(asked, asked)
     if tops: raise ValueError(f'{top}: {tops[0].name} and {tops[1].name} both look like {kind}; '
                               'expected one data set, name one of them')
-    first, others = spec.layouts[0], [name for name in SETS if begins_here(SETS[name], top)]
+    first, others = spec.layouts[0], [name for name in SETS if SETS[name].begins_in(top)]
     hint = f', it could be {" or ".join(others)}' if others else ''
     raise FileNotFoundError(f'{top}: not the top folder of {kind}{hint}; expected {first.images} and '
                             f'{first.labels} in it, unpack the download there')
@@ -231,7 +221,7 @@ def choose(
 ):          # (layout, folder of images, folder of labels)
     "The first layout that is there."
     fits = [(layout, *pair) for layout in SETS[kind].layouts if ('{' in layout.images) == bool(split)
-            for pair in folders(layout, top, split)]
+            for pair in layout.places(top, split)]
     for layout, images, labels in fits:
         if images.is_dir() and labels.is_dir(): return layout, images, labels
     for _, images, labels in fits:
@@ -299,13 +289,9 @@ def read_first_channel(
 
 # %% ../nbs/06_datasets.ipynb #0036
 GTAV_COLOURS = {
-    (0, 0, 0): 0, (20, 20, 20): 4, (111, 74, 0): 5, (81, 0, 81): 6, (128, 64, 128): 7,
-    (244, 35, 232): 8, (250, 170, 160): 9, (230, 150, 140): 10, (70, 70, 70): 11, (102, 102, 156): 12,
-    (190, 153, 153): 13, (180, 165, 180): 14, (150, 100, 100): 15, (150, 120, 90): 16,
-    (153, 153, 153): 17, (250, 170, 30): 19, (220, 220, 0): 20, (107, 142, 35): 21, (152, 251, 152): 22,
-    (70, 130, 180): 23, (220, 20, 60): 24, (255, 0, 0): 25, (0, 0, 142): 26, (0, 0, 70): 27,
-    (0, 60, 100): 28, (0, 0, 90): 29, (0, 0, 110): 30, (0, 80, 100): 31, (0, 0, 230): 32,
-    (119, 11, 32): 33}
+    **{tuple(COLOURS[n].tolist()): code for code, n in CODES['cityscapes'].items() if n != IGNORE},
+    (0, 0, 0): 0, (20, 20, 20): 4, (111, 74, 0): 5, (81, 0, 81): 6, (250, 170, 160): 9, (230, 150, 140): 10,
+    (180, 165, 180): 14, (150, 100, 100): 15, (150, 120, 90): 16, (0, 0, 90): 29, (0, 0, 110): 30}
 
 # %% ../nbs/06_datasets.ipynb #0037
 def colours_to_codes(
@@ -397,10 +383,7 @@ SETS['mapillary'] = DataSet(
 IDD = {'_gtFine_labelcsTrainIds.png': 'train', '_gtFine_labelids.png': 'idd-ids',
        '_gtFine_polygons.json': 'idd-ids', '_gtFine_labellevel3Ids.png': 'idd'}
 SETS['idd'] = DataSet(
-    (Layout('leftImg8bit/{split}', 'gtFine/{split}', '_leftImg8bit', IDD),
-     Layout('leftImg8bit_trainvaltest/leftImg8bit/{split}', 'gtFine_trainvaltest/gtFine/{split}',
-            '_leftImg8bit', IDD)),
-    ('train', 'val'))
+    tuple(replace(layout, label_ends=IDD) for layout in SETS['cityscapes'].layouts), ('train', 'val'))
 
 # %% ../nbs/06_datasets.ipynb #0079
 SETS['idd-lite'] = DataSet(

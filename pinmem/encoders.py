@@ -147,7 +147,7 @@ def dilate_last_stages(
     "Give all 3x3 convolutions of a stage without stride the same dilation, the first one too (DeepLab)."
     for stage, stride in (("layer3", 8), ("layer4", 16)):
         if output_stride > stride: continue
-        dilation = 2 * stride // output_stride if stage == "layer4" else 2
+        dilation = 2 * stride // output_stride
         for module in getattr(body, stage).modules():
             if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
                 module.dilation = module.padding = (dilation, dilation)

@@ -14,8 +14,6 @@ import numpy as np
 CLASSES = ['road', 'sidewalk', 'building', 'wall', 'fence', 'pole', 'traffic light', 'traffic sign',
            'vegetation', 'terrain', 'sky', 'person', 'rider', 'car', 'truck', 'bus', 'train',
            'motorcycle', 'bicycle']
-
-# %% ../nbs/00_labels.ipynb #0007
 IGNORE = 255
 
 # %% ../nbs/00_labels.ipynb #0008
@@ -30,8 +28,7 @@ def colourise(
     mask,  # (H, W) integer array of train ids, 255 = ignore
 ):         # (H, W, 3) uint8 picture
     "Look every train id up in the Cityscapes palette; ignored pixels are black."
-    palette = np.zeros((256, 3), np.uint8)
-    palette[:len(COLOURS)] = COLOURS
+    palette = np.pad(COLOURS, ((0, 256 - len(COLOURS)), (0, 0)))
     return palette[np.asarray(mask).astype(np.uint8)]  # (H, W, 3)
 
 # %% ../nbs/00_labels.ipynb #0015
@@ -117,16 +114,12 @@ class LabelSet:
 
 # %% ../nbs/00_labels.ipynb #0037
 FULL = LabelSet('19 classes', {name: (n,) for n, name in enumerate(CLASSES)})
-
-# %% ../nbs/00_labels.ipynb #0038
 CAMVID11 = LabelSet('CamVid, 11 classes', {
     'sky': (10,), 'building': (2,), 'pole': (5,), 'road': (0,), 'pavement': (1,), 'tree': (8,),
     'sign': (6, 7), 'fence': (4,), 'car': (13, 14, 15), 'pedestrian': (11,), 'bicyclist': (12, 18)})
 
 # %% ../nbs/00_labels.ipynb #0040
 SYNTHIA16 = LabelSet('16 classes', {name: (n,) for n, name in enumerate(CLASSES) if n not in (9, 14, 16)})
-
-# %% ../nbs/00_labels.ipynb #0041
 IDDLITE7 = LabelSet('IDD-lite, 7 super-classes', {
     'drivable': (0,), 'non-drivable': (1, 9), 'living things': (11, 12), 'vehicles': (13, 14, 15, 16, 17, 18),
     'roadside objects': (3, 4, 5, 6, 7), 'far objects': (2, 8), 'sky': (10,)})

@@ -48,7 +48,6 @@ def draw(
 def write_samples(
     path,             # folder to write to: path/STYLE/images/0000.png, path/STYLE/labels/0000.png
     n=4,              # pairs of every style
-    seed=0,           # stream of streets
     size=(256, 128),  # (width, height), pixels
 ):
     "Draw the fixed sample set."
@@ -56,5 +55,5 @@ def write_samples(
         folders = [Path(path) / name / part for part in ('images', 'labels')]
         for folder in folders: folder.mkdir(parents=True, exist_ok=True)
         for i in range(n):
-            for folder, pixels in zip(folders, draw(name, seed, i, size)):
+            for folder, pixels in zip(folders, draw(name, 0, i, size)):
                 Image.fromarray(pixels).save(folder / f'{i:04d}.png', optimize=True)

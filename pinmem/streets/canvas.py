@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 from ..labels import CLASSES
-from .noise import shade
 
 # %% ../../nbs/streets/02_canvas.ipynb #0006
 @dataclass(eq=False)
@@ -147,7 +146,7 @@ def layout(s: Scene):
 def light_up(s: Scene):
     "Sun direction and the strength of sun and sky light."
     st, rng = s.style, s.rng
-    s.sky = st.sky[int(rng.integers(len(st.sky)))]
+    s.sky = pick(s, st.sky)
     s.sun = rng.uniform(*st.sun) * {'overcast': .15, 'white': .5, 'night': 0}.get(s.sky, 1.)
     az, el = rng.uniform(-math.pi, math.pi), math.radians(rng.uniform(*st.elevation))
     if st.glare: az = rng.normal(0, .25)

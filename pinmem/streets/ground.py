@@ -11,7 +11,7 @@ import math
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 from ..labels import colourise
-from .canvas import Scene, lit, pick, project
+from .canvas import Scene, flat, lit, pick
 from .noise import hsv, merge, noise_tile
 
 # %% ../../nbs/streets/03_ground.ipynb #0006
@@ -203,13 +203,9 @@ def shadow_layer(
     "Shadow polygons on the ground, softened."
     layer = Image.new('L', (s.w // 2, (s.h - top + 1) // 2), 0)
     pen = ImageDraw.Draw(layer)
-    corners = [(d, 0, max(a, .8)) for pts, _ in s.shadows for d, a in pts]
-    if corners:
-        uv = np.clip((project(s, corners)[0] - (0, top)) / 2, -4000, 4000).ravel().tolist()
-    k = 0
-    for pts, dark in s.shadows:
-        pen.polygon(uv[k:k + 2 * len(pts)], int(255 * dark))
-        k += 2 * len(pts)
+    for points, dark in s.shadows:
+        corners = [s.pixel(d, 0, max(a, .8)) for d, a in points]
+        pen.polygon(flat([(u / 2, (v - top) / 2) for u, v, _ in corners]), int(255 * dark))
     return np.asarray(layer.filter(ImageFilter.BoxBlur(s.soft)), np.float32) / 255
 
 # %% ../../nbs/streets/03_ground.ipynb #0022

@@ -69,14 +69,6 @@ def window_pane(
     pen.line((x0, (y0 + y1) // 2, x1, (y0 + y1) // 2), frame)
     if x1 - x0 > 9: pen.line(((x0 + x1) // 2, y0, (x0 + x1) // 2, y1), frame)
 
-# %% ../../nbs/streets/08_houses.ipynb #0009
-def _door(rng, pen, box, h):
-    "A front door in place of the window `box`, down to row `h`."
-    c = shade(hsv(rng.random(), rng.uniform(.1, .6), rng.uniform(.1, .6)), 1)
-    mid = (box[0] + box[2]) // 2
-    pen.rectangle((mid - 8, h - 31, mid + 8, h), (220, 215, 205))
-    pen.rectangle((mid - 6, h - 29, mid + 6, h), c)
-
 # %% ../../nbs/streets/08_houses.ipynb #0010
 def _shopfront(
     rng,        # random generator
@@ -126,7 +118,10 @@ def facade(
         for j in range(bays):
             x0, y0 = int((j + (1 - ww) / 2) * bw), int(h - i * fh - fh * (.22 + wh))
             pane = (x0, y0, int(x0 + ww * bw), int(y0 + wh * fh))
-            if i == 0 and kind != 'glass' and (j == number % bays): _door(rng, pen, pane, h)
+            if i == 0 and kind != 'glass' and (j == number % bays):  # a front door instead
+                mid, colour = (pane[0] + pane[2]) // 2, hsv(rng.random(), rng.uniform(.1, .6), rng.uniform(.1, .6))
+                pen.rectangle((mid - 8, h - 31, mid + 8, h), (220, 215, 205))
+                pen.rectangle((mid - 6, h - 29, mid + 6, h), shade(colour, 1))
             else: window_pane(rng, pen, pane, tone, trim, edge)
             if i and rng.random() < .35: lamp.rectangle(pane, int(rng.integers(110, 255)))
     if rng.random() < .5: pen.rectangle((0, 0, w, 3), shade(trim, .8))
@@ -147,22 +142,20 @@ def surface(
     if kind in ('bricks', 'stones', 'render'):
         look = wall_texture(rng, {'bricks': 'brick', 'stones': 'stone', 'render': 'plaster'}[kind], w, h)
         look[:4] *= rng.uniform(.7, 1.3)
-    elif kind == 'leaves':
+        return Mips(bitmap(look))
+    if kind == 'leaves':
         colour = hsv(rng.uniform(.2, .38), rng.uniform(.3, .65), rng.uniform(.25, .5))
         gain = np.clip(1 + .28 * grain(rng, h, w, .35, 8) + .2 * grain(rng, h, w, 1., 4), .15, 2.)
-        look = np.array(colour, np.float32) * gain[..., None]
-        look *= np.linspace(1.25, .6, h)[:, None, None]
+        pattern = np.linspace(1.25, .6, h)[:, None]
     elif kind == 'boards':
-        look = np.array(hsv(rng.uniform(.05, .12), rng.uniform(.05, .5), rng.uniform(.25, .8)), np.float32)
-        look = look * (1 + .1 * grain(rng, h, w))[..., None]
-        look = look * np.where(x % 6 == 0, .55, 1 + .12 * np.sin(x // 6 * 9.1))[..., None]
+        colour = hsv(rng.uniform(.05, .12), rng.uniform(.05, .5), rng.uniform(.25, .8))
+        gain, pattern = 1 + .1 * grain(rng, h, w), np.where(x % 6 == 0, .55, 1 + .12 * np.sin(x // 6 * 9.1))
     else:
         if kind == 'tiles': colour = hsv(rng.uniform(.0, .06), rng.uniform(.3, .6), rng.uniform(.3, .6))
         else: colour = hsv(.6, rng.uniform(0, .15), rng.uniform(.2, .5))
         gain = 1 + .12 * grain(rng, h, w) + .08 * grain(rng, h, w, .2, 32)
-        look = np.array(colour, np.float32) * gain[..., None]
-        look *= np.where(y % 4 == 0, .75, 1.)[..., None]
-    return Mips(bitmap(look))
+        pattern = np.where(y % 4 == 0, .75, 1.)
+    return Mips(bitmap(np.array(colour, np.float32) * gain[..., None] * pattern[..., None]))
 
 # %% ../../nbs/streets/08_houses.ipynb #0016
 def _railing(rng, kind, w, h):
@@ -208,49 +201,36 @@ def building(
     chimney = a + (b - a) * rng.random() if roof and rng.random() < .5 else 0
     cast(s, [(line, a), (line, b), (back, a), (back, b)], tall + roof / 2)
     s.shadows.append(([(line, a), (line, b), (line - sign * .7, b), (line - sign * .7, a)], .25))
-
-    def paint():
-        if roof or end: _roof_and_end(s, sign, a, b, line, back, tall, roof, cap, end, tint)
-        _front(s, sign, a, b, line, tall, look, tint)
-        if chimney > 4:
-            foot = tall + roof * .7
-            box(s, (line + back) / 2, chimney, .9, .7, foot, foot + (roof * .3 + .9), shade((150, 90, 70), tint), 2)
+    paint = functools.partial(_paint_house, s, sign, a, b, line, back, tall, roof, chimney, cap, end, look, tint)
     s.things.append((1, b, paint))
     return tall
 
 # %% ../../nbs/streets/08_houses.ipynb #0021
-def _roof_and_end(
-    s, sign,     # Scene; -1 left, 1 right
-    a, b,        # from, to along the road, m
-    line, back,  # front and back across, m
-    tall, roof,  # height of the wall, of the roof above it, m
-    cap, end,    # textures of the roof and of the end wall (None = not seen)
-    tint,        # factor
+def _paint_house(
+    s, sign,         # Scene; -1 left, 1 right
+    a, b,            # from, to along the road, m
+    line, back,      # front and back across, m
+    tall, roof,      # height of the wall, of the roof above it, m
+    chimney,         # where it stands along the road, m; 0 = none
+    cap, end, look,  # textures of the roof and of the end wall (None = not seen); facade
+    tint,            # factor
 ):
-    "The roof over the street side, the wall that looks at the camera and its gable."
+    "The roof over the street side, the wall that looks at the camera and its gable, the front, the chimney."
     near, ridge = max(a, .9), (line + back) / 2
     if roof:
         quad = [(line, tall, near), (line, tall, b), (ridge, tall + roof, b), (ridge, tall + roof, near)]
         hang(s, cap, quad, 2, .9 * lit(s, (-sign * .6, .8, 0)))
     if end:
         light = tint * lit(s, (0, 0, -1))
-        if roof:
-            gable = [(line, tall, a), (back, tall, a), (ridge, tall + roof, a)]
-            face(s, gable, shade(end.mean, light), 2)
+        if roof: face(s, [(line, tall, a), (back, tall, a), (ridge, tall + roof, a)], shade(end.mean, light), 2)
         hang(s, end, [(line, 0, a), (back, 0, a), (back, tall, a), (line, tall, a)], 2, light)
-
-# %% ../../nbs/streets/08_houses.ipynb #0022
-def _front(
-    s, sign,     # Scene; -1 left, 1 right
-    a, b,        # from, to along the road, m
-    line, tall,  # across; height, m
-    look, tint,  # facade; factor
-):
-    "The facade along the street: its texture, repeated a whole number of times."
     texture, lights, wide = look
     count, light = max(1, round((b - a) / wide)), tint * lit(s, (-sign, 0, 0))
     step = (b - a) / count
-    for i in range(count):
+    for i in range(count):  # the facade, repeated a whole number of times
         p, q = max(a + step * i, .9), a + step * (i + 1)
         quad = [(line, 0, p), (line, 0, q), (line, tall, q), (line, tall, p)]
         if q > p: hang(s, texture, quad, 2, light, (1 - (q - p) / step, 1.), lights)
+    if chimney > 4:
+        foot = tall + roof * .7
+        box(s, ridge, chimney, .9, .7, foot, foot + (roof * .3 + .9), shade((150, 90, 70), tint), 2)

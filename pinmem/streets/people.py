@@ -128,7 +128,12 @@ def two_wheels(
     w, h = (70, 170) if along else (190, 170)
     layers, pens = _sheet(w, h)
     frame, cls, x, ground = cloth(rng), ID[kind], w / 2, h - 2
-    if along: _end_on(rng, pens, kind, x, ground, frame, cls)
+    if along:  # from the front or the back: one narrow wheel, bars, lamp
+        fat, lamp = (7, 5) if kind == 'bicycle' else (16, 8)
+        limb(pens, [(x, ground - fat / 2), (x, ground - 58)], fat, (24, 24, 26), cls)
+        limb(pens, [(x, ground - 50), (x, ground - 78)], fat * .9, frame, cls)
+        limb(pens, [(x - 20, ground - 84), (x + 20, ground - 84)], 5, (40, 40, 42), cls)
+        limb(pens, [(x, ground - 66)] * 2, lamp, ((220, 30, 30), (250, 250, 235))[int(rng.integers(2))], cls)
     else: _side_on(pens, kind, x, ground, frame, cls)
     if ridden: _rider(rng, pens, x, ground, along, kind)
     return _finish(layers, rng)
@@ -159,57 +164,33 @@ def _side_on(
         limb(pens, line, 7 if motor else 4, frame, cls)
     limb(pens, [(seat[0] - 8, seat[1] - 3), (seat[0] + 8, seat[1] - 3)], 6, black, cls)
 
-# %% ../../nbs/streets/07_people.ipynb #0017
-def _end_on(
-    rng, pens,   # random generator; layer pens
-    kind,        # 'bicycle' or 'motorcycle'
-    x, ground,   # middle, bottom row: pixels
-    frame, cls,  # (r, g, b); train id
-):
-    "Seen from the front or the back: one narrow wheel, bars, lamp."
-    fat = 7 if kind == 'bicycle' else 16
-    limb(pens, [(x, ground - fat / 2), (x, ground - 58)], fat, (24, 24, 26), cls)
-    limb(pens, [(x, ground - 50), (x, ground - 78)], fat * .9, frame, cls)
-    limb(pens, [(x - 20, ground - 84), (x + 20, ground - 84)], 5, (40, 40, 42), cls)
-    lamp = [(220, 30, 30), (250, 250, 235)][int(rng.integers(2))]
-    limb(pens, [(x, ground - 66)] * 2, 8 if kind == 'motorcycle' else 5, lamp, cls)
-
 # %% ../../nbs/streets/07_people.ipynb #0018
 def _rider(
     rng, pens,    # random generator; layer pens
     x, ground,    # middle, bottom row: pixels
     along, kind,  # seen from the front or the back; 'bicycle' or 'motorcycle'
 ):
-    "Somebody on the saddle, often with a helmet."
+    "Somebody on the saddle, often with a helmet; from the side with a leaning torso and an arm to the bar."
     legs, coat = cloth(rng), cloth(rng)
     if along:
         for side in (-1, 1):
             low = ground - (12 if (side > 0) == (rng.random() < .5) else 30)
             limb(pens, [(x + side * 8, ground - 78), (x + side * 13, ground - 50), (x + side * 9, low)], 12, legs, 12)
         _body(rng, pens, x, ground - 140, 20, 12, coat)
-        u, v = x, ground - 151
-    else: u, v = _rider_side(rng, pens, x, ground, legs, coat)
+        u, v = x, ground - 151                                                   # of the head
+    else:
+        skin = shade(hsv(.06, rng.uniform(.25, .55), rng.uniform(.3, .9)), 1)
+        (hx, hy), (nx, ny) = (x - 27, ground - 82), (x + rng.uniform(-8, 12), ground - 132)
+        u, v = nx + 6, ny - 12
+        limb(pens, [(hx, hy), (x + 10, ground - 62), (x - 2, ground - 8)], 13, shade(legs, .8), 12)
+        limb(pens, [(hx, hy), (x + 10, ground - 74), (x - 10, ground - 40)], 13, legs, 12)
+        torso = [(hx - 12, hy + 6), (hx + 12, hy + 4), (nx + 12, ny + 6), (nx - 12, ny)]
+        everywhere(pens, 'polygon', torso, coat, 12)
+        limb(pens, [(nx, ny + 8), (x + 20, ground - 98), (x + 34, ground - 82)], 9, shade(coat, .8), 12)
+        for dot, thick in (((x + 34, ground - 82), 8), ((u, v), 19)): limb(pens, [dot, dot], thick, skin, 12)
     if kind == 'motorcycle' or rng.random() < .5:
         for pen, fill in zip(pens, (cloth(rng), 255, 12)):
             pen.pieslice((u - 12, v - 13, u + 12, v + 11), 180, 360, fill)
-
-# %% ../../nbs/streets/07_people.ipynb #0019
-def _rider_side(
-    rng, pens,   # random generator; layer pens
-    x, ground,   # middle, bottom row: pixels
-    legs, coat,  # (r, g, b) each
-):               # (x, y) of the head
-    "From the side: legs to the pedals, leaning torso, arm to the bar, head."
-    skin = shade(hsv(.06, rng.uniform(.25, .55), rng.uniform(.3, .9)), 1)
-    (hx, hy), (nx, ny) = (x - 27, ground - 82), (x + rng.uniform(-8, 12), ground - 132)
-    limb(pens, [(hx, hy), (x + 10, ground - 62), (x - 2, ground - 8)], 13, shade(legs, .8), 12)
-    limb(pens, [(hx, hy), (x + 10, ground - 74), (x - 10, ground - 40)], 13, legs, 12)
-    torso = [(hx - 12, hy + 6), (hx + 12, hy + 4), (nx + 12, ny + 6), (nx - 12, ny)]
-    everywhere(pens, 'polygon', torso, coat, 12)
-    limb(pens, [(nx, ny + 8), (x + 20, ground - 98), (x + 34, ground - 82)], 9, shade(coat, .8), 12)
-    limb(pens, [(x + 34, ground - 82)] * 2, 8, skin, 12)
-    limb(pens, [(nx + 6, ny - 12)] * 2, 19, skin, 12)
-    return nx + 6, ny - 12
 
 # %% ../../nbs/streets/07_people.ipynb #0023
 def add_person(

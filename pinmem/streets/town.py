@@ -30,33 +30,23 @@ def border(
     rng, sign = s.rng, (-1, 1)[side]
     cls, low, high, names = _BORDER[kind]
     tex, tall = surface(pick(s, names), int(rng.integers(10))), rng.uniform(low, high)
-    tint = rng.uniform(.7, 1.2) * lit(s, (-sign, .2, 0))
+    tint, back = rng.uniform(.7, 1.2) * lit(s, (-sign, .2, 0)), d + sign * (.8 if cls == 8 else .25)
     cast(s, [(d, a), (d, b), (d + sign * .3, b), (d + sign * .3, a)], tall, 0. if kind == 'fence' else .3)
+
+    def paint(p, q, part):
+        "End, top and front of the piece from p to q; leaves over the edge of a hedge."
+        if cls != 4 and p > 2:
+            hang(s, tex, [(d, 0, p), (back, 0, p), (back, tall, p), (d, tall, p)], cls, tint * .9, (0., .4))
+        if cls != 4 and tall < s.eye:
+            face(s, [(d, tall, p), (d, tall, q), (back, tall, q), (back, tall, p)], shade(tex.mean, tint * 1.2), cls)
+        hang(s, tex, [(d, 0, p), (d, 0, q), (d, tall, q), (d, tall, p)], cls, tint, (0., part))
+        if cls == 8: stand(s, tree('bush', int(p) % 20), d + sign * .3, (p + q) / 2, tall * 1.12, tint * 1.1)
     p = max(a, 1.2)
     while p < b:
         step = (2.5 * tall if kind != 'hedge' else 3.) * (1 + p / 25)
         q = min(p + step, b)
-        piece = functools.partial(_border_piece, s, sign, d, p, q, (q - p) / step, tall, cls, tex, tint)
-        s.things.append((2, q + .3, piece))
+        s.things.append((2, q + .3, functools.partial(paint, p, q, (q - p) / step)))
         p = q
-
-# %% ../../nbs/streets/10_town.ipynb #0007
-def _border_piece(
-    s, sign,     # Scene; -1 left, 1 right
-    d, p, q,     # across; from, to along the road, m
-    part, tall,  # share of the texture; height, m
-    cls,         # train id
-    tex, tint,   # mip levels; factor
-):
-    "End, top and front of one piece; leaves over the edge of a hedge."
-    back = d + sign * (.8 if cls == 8 else .25)
-    if cls != 4:
-        if p > 2:
-            hang(s, tex, [(d, 0, p), (back, 0, p), (back, tall, p), (d, tall, p)], cls, tint * .9, (0., .4))
-        top = shade(tex.mean, tint * 1.2)
-        if tall < s.eye: face(s, [(d, tall, p), (d, tall, q), (back, tall, q), (back, tall, p)], top, cls)
-    hang(s, tex, [(d, 0, p), (d, 0, q), (d, tall, q), (d, tall, p)], cls, tint, (0., part))
-    if cls == 8: stand(s, tree('bush', int(p) % 20), d + sign * .3, (p + q) / 2, tall * 1.12, tint * 1.1)
 
 # %% ../../nbs/streets/10_town.ipynb #0008
 def build_side(
@@ -119,7 +109,7 @@ def _kind(s: Scene):  # key of the bodies
     if u < truck: return 'truck'
     if u < truck + bus: return 'bus'
     if u < truck + bus + tram: return 'tram'
-    return ('car', 'car', 'hatch', 'hatch', 'suv', 'van')[int(s.rng.integers(6))]
+    return pick(s, ('car', 'car', 'hatch', 'hatch', 'suv', 'van'))
 
 # %% ../../nbs/streets/10_town.ipynb #0016
 def traffic(s: Scene):
@@ -140,7 +130,7 @@ def traffic(s: Scene):
         if not s.park[side]: continue
         a, full = rng.uniform(0, 9), rng.uniform(.3, 1.)
         while a < 70:
-            kind = ('car', 'hatch', 'suv', 'van', 'hatch')[int(rng.integers(5))]
+            kind = pick(s, ('car', 'hatch', 'suv', 'van', 'hatch'))
             inside = s.side_road and s.side_road[0] - 5 < a < s.side_road[1] + 5
             if rng.random() < full and not inside and a > 3:
                 turn = math.pi * (rng.random() < .5) + rng.normal(0, .03)
