@@ -322,7 +322,7 @@ def change_picture(
     return Picture(change_grid(photos, old, new),
                    f'{len(photos)} photographs, their classes before and after, and the pixels that changed: '
                    f'{100 * share:.0f} %. {more} grew most, {less} shrank most.',
-                   'Spread evenly over all photographs. Nobody labelled them, so a change is not yet an improvement: look.')
+                   'Spread evenly over all photographs. Nobody labelled them, so a change is no improvement yet: look.')
 
 # %% ../nbs/44_report.ipynb #chr2
 def change_table(
