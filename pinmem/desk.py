@@ -135,8 +135,8 @@ def learn_head(
     for step in range(steps):
         i = torch.randperm(len(y), generator=draw4)[:4]
         f, few = model.encoder.context(maps[-1][i]), y[i, ::2, ::2]   # (4, C, h, w); every second pixel is enough here
-        r, s, y1h = f, None, model.labels(y[i], f)
-        if model.mem is not None: r, s, _ = model.recall(f, model.mem)
+        r, s, y1h = f, None, None
+        if model.mem is not None: (r, s, _), y1h = model.recall(f, model.mem), model.labels(y[i], f)
         logits = model.decoder(r, *[maps[k][i] for k in model.skips], few.shape[1:])
         loss, _ = read_loss(logits, few, s, y1h, aim=Objective(lam1=.1), tau=model.tau)
         adam.zero_grad(); loss.backward(); adam.step()
