@@ -35,7 +35,6 @@ def sample_pixels(
     domain,                # B names: the domain of each image
     per_class_per_domain,  # at most this many cells of each class in each domain
     rng,                   # numpy Generator
-    purity=.5,             # least share of a cell that its class must cover
 ):                         # Points
     "Draw feature cells so that rare classes and small domains count as much as others."
     if len(domain) != len(f):
@@ -47,7 +46,7 @@ def sample_pixels(
     picks = []
     for d in dict.fromkeys(domain):
         for n in range(y1h.shape[1]):
-            here = np.flatnonzero((dom == d) & (cls == n) & (share >= purity) & (share > 0))
+            here = np.flatnonzero((dom == d) & (cls == n) & (share >= .5))
             picks.append(rng.permutation(here)[:per_class_per_domain])
     picks = np.concatenate(picks)
     return Points(x[picks], cls[picks].astype(int), dom[picks])
@@ -70,10 +69,9 @@ def collect_pixels(
     domains,                  # list of domains
     per_class_per_domain=25,  # cells of each class in each domain
     images=12,                # images looked at in each domain
-    seed=0,                   # of the draw
 ):                            # Points
     "Features of some images of each domain, balanced over classes and domains."
-    rng, found = np.random.default_rng(seed), []
+    rng, found = np.random.default_rng(0), []
     for domain in domains:
         maps = zip(*((f.flatten(2), y1h.flatten(2)) for f, y1h in feature_maps(model, domain, images)))
         f, y1h = (torch.cat(v, 2)[..., None] for v in maps)                     # (1, C, all cells, 1)
@@ -86,10 +84,9 @@ def collect_means(
     domains,                  # list of domains
     per_class_per_domain=25,  # images of each class in each domain
     images=40,                # images looked at in each domain
-    seed=0,                   # of the draw
 ):                            # Points: one an image and class
     "Eq 1 image by image: the mean unit feature of every class, balanced over classes and domains."
-    rng, found = np.random.default_rng(seed), []
+    rng, found = np.random.default_rng(0), []
     for domain in domains:
         seen = [class_means(normalise(f), y1h) for f, y1h in feature_maps(model, domain, images)]
         z, k = (torch.stack(v) for v in zip(*seen))                             # (I, N, C), (I, N)

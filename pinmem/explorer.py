@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SHARP', 'PANEL', 'GAP', 'HEAD', 'POINT', 'NO_POINTING', 'letters', 'Sheet', 'panel_size', 'places', 'pixel_at',
-           'viridis', 'mark', 'panels', 'longest', 'bars', 'setting', 'words', 'soon', 'Latest', 'pointer_class',
-           'picture_widget', 'put', 'explorer_controls', 'spoken', 'instrument_box', 'Explorer']
+           'viridis', 'mark', 'panels', 'longest', 'bars', 'words', 'soon', 'Latest', 'pointer_class', 'picture_widget',
+           'put', 'explorer_controls', 'spoken', 'instrument_box', 'Explorer']
 
 # %% ../nbs/43_explorer.ipynb #0003
 import asyncio, functools, html
@@ -14,7 +14,7 @@ import ipywidgets as widgets
 import matplotlib, numpy as np
 from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
-from .desk import Desk, State, open_picture
+from .desk import Desk, State, View, open_picture
 from .labels import CLASSES, COLOURS, IGNORE, colourise
 from .plots import BLUE, INK, ORANGE, PALE, overlay, png_bytes
 from .streets import STYLES
@@ -113,9 +113,7 @@ def mark(
         sheet.draw('ellipse', x - 5, y - 5, 10, 10, **how)
 
 # %% ../nbs/43_explorer.ipynb #0062
-def panels(
-    view,  # View
-):         # PIL image
+def panels(view: View):  # PIL image
     "Picture, prediction, truth and the map of one class, with the pixel marked in all of them."
     t, shape, top = view.thought, view.thought.pred.shape, float(view.thought.grid.max())
     pictures = {'picture': view.image, 'prediction': colourise(t.pred)}
@@ -138,9 +136,7 @@ def longest(
     return next(v for v in (.1, .2, .5, 1) if weights.max() <= v or v == 1)
 
 # %% ../nbs/43_explorer.ipynb #0067
-def bars(
-    view,  # View
-):         # PIL image
+def bars(view: View):  # PIL image
     "One bar a class: the weight of its row for this pixel; beside it the cosine."
     p, n, end = view.pixel, len(CLASSES), longest(view.pixel.weights)
     step, left, wide = 19, 132, 136                        # height of a row, start and length of the axis
@@ -164,28 +160,21 @@ def bars(
         if p.cosines is not None: sheet.write(350, y + 6, f'{p.cosines[c]:.2f}', 10, anchor='rm')
     return sheet.image
 
-# %% ../nbs/43_explorer.ipynb #0073
-def setting(
-    view,  # View of a network with a memory
-):         # sentence
-    "How the memory is read, and how much that changes."
-    state, changed = view.state, 100 * (view.thought.pred != view.trained).mean()
-    if state.memory and state.tau == view.tau: return f'Temperature {view.tau:g}, as in training.'
-    now = f'At temperature {state.tau:.3g}' if state.memory else 'With the memory off (every pixel reads the mean row)'
-    return f'{now} the prediction differs in {changed:.1f} % of the pixels from the one at {view.tau:g}, as in training.'
-
 # %% ../nbs/43_explorer.ipynb #0074
-def words(
-    view,  # View
-):         # list of plain sentences
+def words(view: View):  # list of plain sentences
     "The view for a reader who cannot see it."
-    p, name = view.pixel, {None: 'unknown', IGNORE: 'not labelled', **dict(enumerate(CLASSES))}
-    first = f'Pixel ({p.x}, {p.y}): truth {name[p.truth]}, prediction {name[p.pred]}.'
+    p, state, name = view.pixel, view.state, {None: 'unknown', IGNORE: 'not labelled', **dict(enumerate(CLASSES))}
+    lines = [f'Pixel ({p.x}, {p.y}): truth {name[p.truth]}, prediction {name[p.pred]}.']
     if p.cosines is None:
-        return [first, f'{view.state.method} has no memory: bars and map show the probabilities of the classes instead.']
+        return lines + [f'{state.method} has no memory: bars and map show the probabilities of the classes instead.']
     near = ', '.join(f'{name[c]} {p.cosines[c]:.2f}' for c in p.cosines.argsort()[::-1][:3])
     strong = ', '.join(f'{name[c]} {p.weights[c]:.3f}' for c in p.weights.argsort()[::-1][:3])
-    return [first, f'Nearest rows (cosine): {near}. Largest weights: {strong}.', setting(view)]
+    lines.append(f'Nearest rows (cosine): {near}. Largest weights: {strong}.')
+    if state.memory and state.tau == view.tau: return lines + [f'Temperature {view.tau:g}, as in training.']
+    now = f'At temperature {state.tau:.3g}' if state.memory else 'With the memory off (every pixel reads the mean row)'
+    changed = 100 * (view.thought.pred != view.trained).mean()
+    return lines + [f'{now} the prediction differs in {changed:.1f} % of the pixels from the one at {view.tau:g}, '
+                    'as in training.']
 
 # %% ../nbs/43_explorer.ipynb #0079
 def soon(
@@ -288,9 +277,7 @@ def put(
 NO_POINTING = 'Choose the pixel with the sliders; to press on the picture, install anywidget.'
 
 # %% ../nbs/43_explorer.ipynb #0093
-def explorer_controls(
-    desk,  # Desk
-):         # dict: name -> widget
+def explorer_controls(desk: Desk):  # dict: name -> widget
     "The controls of the explorer, each named as the field of `State` it sets."
     first = next(iter(desk.networks.values()))
     style, wide = dict(description_width='8em'), widgets.Layout(width='24em')
@@ -311,8 +298,7 @@ def spoken(
     lines,  # list of plain sentences
 ):          # HTML
     "Sentences as paragraphs that a screen reader reads out when they change."
-    style = 'margin:.2em 0;line-height:1.4'
-    body = ''.join(f'<p style="{style}">{html.escape(line)}</p>' for line in lines)
+    body = ''.join(f'<p style="margin:.2em 0;line-height:1.4">{html.escape(line)}</p>' for line in lines)
     return f'<div role="status" aria-live="polite">{body}</div>'
 
 # %% ../nbs/43_explorer.ipynb #0102

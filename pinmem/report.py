@@ -135,12 +135,10 @@ def write_report(
 ):                # Path of the file
     "Write one HTML file that needs nothing else; it appears whole or not at all."
     parts = [f'<p>{html.escape(p)}</p>' for p in notes.split('\n\n') if p.strip()]
-    if table: parts.append('<h2>Results</h2>' + result_tables(table))
-    if figures: parts.append('<h2>Pictures</h2>' + ''.join(figure_html(t, p) for t, p in figures.items()))
-    if log: parts.append('<h2>Losses</h2>' + log_table(log))
-    if config:
-        text = html.escape(json.dumps(config, indent=2, default=str))
-        parts.append(f'<h2>Settings</h2><pre>{text}</pre>')
+    if table: parts += ['<h2>Results</h2>', result_tables(table)]
+    if figures: parts += ['<h2>Pictures</h2>', *(figure_html(t, p) for t, p in figures.items())]
+    if log: parts += ['<h2>Losses</h2>', log_table(log)]
+    if config: parts += ['<h2>Settings</h2>', f'<pre>{html.escape(json.dumps(config, indent=2, default=str))}</pre>']
     page = (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
             f'<style>{CSS}</style></head><body><h1>{html.escape(title)}</h1>{"".join(parts)}</body></html>')
@@ -159,11 +157,10 @@ def ask(
 
 # %% ../nbs/44_report.ipynb #0034
 def richest(
-    domain,    # any domain
-    tries=12,  # images looked at
-):             # (image, mask) of the one with the most classes
-    "The image that shows most."
-    pairs = [domain[i] for i in range(min(tries, len(domain)))]
+    domain,  # any domain
+):           # (image, mask) of the one with the most classes
+    "Of the first twelve images the one that shows most."
+    pairs = [domain[i] for i in range(min(12, len(domain)))]
     return max(pairs, key=lambda pair: len(present(pair[1])))
 
 # %% ../nbs/44_report.ipynb #0037

@@ -6,7 +6,7 @@
 __all__ = ['PARTS', 'NAMES', 'LINES', 'STOPS', 'EQUATIONS', 'TEX', 'TERMS', 'WAYS', 'reach', 'norms', 'Stop', 'begin', 'pixels',
            'paint', 'draw_panel', 'values_of', 'draw_tensors', 'draw_grads', 'draw_strip', 'show_stop', 'stop_png',
            'alt_text', 'split', 'lens', 'lens_panels', 'term_rows', 'reading', 'degrees', 'writing', 'both_losses',
-           'inner_step', 'take_apart', 'memory_prime', 'meta_test', 'second_order', 'memory_star', 'walk', 'player']
+           'inner_step', 'memory_prime', 'meta_test', 'second_order', 'memory_star', 'walk', 'player']
 
 # %% ../nbs/17_walk.ipynb #0003
 import copy, functools, html, io, math
@@ -81,25 +81,18 @@ EQUATIONS = {
 @dataclass
 class Stop:
     "One stop of the walk."
-    name: str      # one of STOPS
-    tensors: dict  # symbol (LaTeX) -> (meaning, tensor)
-    grads: dict    # path (text) -> dict: part -> length of the gradient that arrives that way
-    panels: list   # (kind, title, data) of each picture, see `draw_panel`
+    name: str       # one of STOPS
+    tensors: dict   # symbol (LaTeX) -> (meaning, tensor)
+    grads: dict     # path (text) -> dict: part -> length of the gradient that arrives that way
+    panels: list    # (kind, title, data) of each picture, see `draw_panel`
     captions: tuple # at most two short sentences
     values: dict = field(default_factory=dict) # exact results by name
-
-    @property
-    def line(self): return LINES[self.name]            # what Algorithm 1 says
-
-    @property
-    def equation(self): return EQUATIONS[self.name]    # LaTeX without dollars
 
 # %% ../nbs/17_walk.ipynb #0020
 TEX = SimpleNamespace(
     f=r"\mathcal{F}", z=r"\mathcal{Z}", z_cls=r"\hat{\mathcal{Z}}", r=r"\mathcal{R}", w=r"\mathcal{W}",
-    mem=r"\mathcal{M}", hat=r"\hat{\mathcal{M}}", prime=r"\mathcal{M}'", star=r"\mathcal{M}^*",
-    mtr=r"\mathcal{X}_{mtr}", mte=r"\mathcal{X}_{mte}", loss=r"\mathcal{L}",
-    read=r"\mathcal{L}_{read}", update=r"\mathcal{L}_{update}")
+    mem=r"\mathcal{M}", hat=r"\hat{\mathcal{M}}", prime=r"\mathcal{M}'", star=r"\mathcal{M}^*", mtr=r"\mathcal{X}_{mtr}",
+    mte=r"\mathcal{X}_{mte}", loss=r"\mathcal{L}", read=r"\mathcal{L}_{read}", update=r"\mathcal{L}_{update}")
 
 # %% ../nbs/17_walk.ipynb #0022
 def begin(
@@ -233,16 +226,14 @@ def draw_strip(
     return ax
 
 # %% ../nbs/17_walk.ipynb #0038
-def show_stop(
-    stop,  # Stop
-):         # -> Figure
+def show_stop(stop: Stop):  # -> Figure
     "One stop as a picture that explains itself."
     fig = plt.figure(figsize=(11.5, 7), layout="constrained")
     rows = fig.subfigures(5, 1, height_ratios=(.34, .85, 2.7, 2.4, .45))
     draw_strip(rows[0].add_subplot(), stop.name)
     words = rows[1].add_subplot(); words.axis("off")
-    words.text(0, .9, "Algorithm 1:  " + stop.line, fontsize=10, va="center")
-    words.text(.5, .3, f"${stop.equation}$", fontsize=13, ha="center", va="center")
+    words.text(0, .9, "Algorithm 1:  " + LINES[stop.name], fontsize=10, va="center")
+    words.text(.5, .3, f"${EQUATIONS[stop.name]}$", fontsize=13, ha="center", va="center")
     panels = rows[2].subplots(1, len(stop.panels), squeeze=False)[0]
     for ax, panel in zip(panels, stop.panels): draw_panel(ax, *panel)
     left, right = rows[3].subfigures(1, 2, width_ratios=(1.35, 1))
@@ -254,22 +245,17 @@ def show_stop(
     return fig
 
 # %% ../nbs/17_walk.ipynb #0040
-def stop_png(
-    stop,    # Stop
-    dpi=80,  # size of the picture
-):           # -> bytes of a PNG file with 255 colours
+def stop_png(stop: Stop):  # -> bytes of a PNG file with 255 colours
     "The picture of a stop as a small file."
     fig, buffer, small = show_stop(stop), io.BytesIO(), io.BytesIO()
-    fig.savefig(buffer, dpi=dpi, facecolor="white", format="png")
+    fig.savefig(buffer, dpi=80, facecolor="white", format="png")
     plt.close(fig)
     flat = Image.open(buffer).convert("RGB").quantize(255, kmeans=1, dither=Image.Dither.NONE)
     flat.save(small, "png", optimize=True)
     return small.getvalue()
 
 # %% ../nbs/17_walk.ipynb #0041
-def alt_text(
-    stop,  # Stop
-):         # -> one line for a reader who cannot see the picture
+def alt_text(stop: Stop):  # -> one line for a reader who cannot see the picture
     "A stop in words, with its measured gradients."
     heard = lambda row: ", ".join(f"{k} {v:.2g}" for k, v in row.items() if v) or "nobody"
     rows = "; ".join(f"{path.replace('$', '')}: {heard(row)}" for path, row in stop.grads.items())
@@ -277,14 +263,13 @@ def alt_text(
             + (f"Gradients reach {rows}." if rows else "No gradient yet."))
 
 # %% ../nbs/17_walk.ipynb #0044
-def split(
-    at,  # namespace from `begin`
-):       # -> Stop
+def split(at: SimpleNamespace):  # -> Stop
     "Stop 1: X_mtr and X_mte, Θ and 𝓜."
     (x, y), (x_new, y_new) = at.mtr, at.mte
-    parts = {letter: part(at.params, prefix).values() for prefix, letter in PARTS.items()}
-    weights = {rf"\Theta_{k}": (f"all weights of {k}", torch.cat([p.detach().flatten() for p in tensors]))
-               for k, tensors in parts.items() if tensors}
+    weights = {}
+    for prefix, letter in PARTS.items():
+        mine = [p.detach().flatten() for p in part(at.params, prefix).values()]
+        if mine: weights[rf"\Theta_{letter}"] = f"all weights of {letter}", torch.cat(mine)
     return Stop(
         "split",
         tensors={TEX.mtr: ("images to learn from", x), TEX.mte: ("images to be tested on", x_new),
@@ -342,9 +327,7 @@ def term_rows(
     return {TERMS[name][0]: (TERMS[name][1], t) for name, t in terms.items() if name in TERMS}
 
 # %% ../nbs/17_walk.ipynb #0053
-def reading(
-    at,  # namespace
-):       # -> Stop
+def reading(at: SimpleNamespace):  # -> Stop
     "Stop 2: L_read(𝓜, X_mtr; Θ)."
     at.moved, weight = scratch(at.buffers), {"loss_seg": 1, "loss_coh": at.aim.lam1, "loss_aux": at.aim.lam_aux}
     at.loss_read, at.terms, at.out = read_pass(at.model, at.params, at.moved, at.mem, *at.mtr, aim=at.aim)
@@ -374,9 +357,7 @@ def degrees(
     return {CLASSES[n]: float(angle[n]) for n in moved.nonzero()[:, 0].tolist()}
 
 # %% ../nbs/17_walk.ipynb #0060
-def writing(
-    at,  # namespace
-):       # -> Stop
+def writing(at: SimpleNamespace):  # -> Stop
     "Stop 3: 𝓜^ = update(𝓜, X_mtr; Θ), L_update."
     y, f, updater = at.mtr[1], at.out["f"], part(at.params, "updater")
     with torch.no_grad(): z = call(at.model.updater, {**updater, **part(scratch(at.moved), "updater")}, f)
@@ -414,9 +395,7 @@ def both_losses(
             for side, xy in sides.items()}
 
 # %% ../nbs/17_walk.ipynb #0065
-def inner_step(
-    at,  # namespace
-):       # -> Stop
+def inner_step(at: SimpleNamespace):  # -> Stop
     "Stop 4: Θ' = Θ − α∇(L_read + L_update)."
     at.loss_in = at.loss_read + at.loss_update
     at.inner = gradients(at.loss_in, at.params, create_graph=at.order == 2)
@@ -441,30 +420,21 @@ def inner_step(
                   "Does it also go down on the other side? That is what the meta-test will ask."),
         values=dict(inner=detached(at.inner)))
 
-# %% ../nbs/17_walk.ipynb #0069
-def take_apart(
-    at,  # namespace; gets `direct` and `wish`
-):
-    "The gradient of the meta-test at Θ' with 𝓜' held still, and at 𝓜' itself."
-    at.leaf = {name: p.detach().requires_grad_() for name, p in at.params_prime.items()}
-    held = {**at.leaf, "mem": at.mem_prime.detach().requires_grad_()}
-    loss, _, _ = read_pass(at.model, at.leaf, scratch(at.buffers), held["mem"], *at.mte, aim=at.aim)
-    at.direct = gradients(loss, held)
-    at.wish = at.direct.pop("mem")                                    # (N, C)
-
 # %% ../nbs/17_walk.ipynb #0071
 WAYS = {"hat": r"$\hat{\mathcal{M}}$, not written again", "prime": r"$\mathcal{M}'$, nothing frozen",
         "prime_frozen_e": r"$\mathcal{M}'$, E frozen", "prime_frozen_eu": r"$\mathcal{M}'$, E and U frozen"}
 
 # %% ../nbs/17_walk.ipynb #0072
-def memory_prime(
-    at,  # namespace
-):       # -> Stop
+def memory_prime(at: SimpleNamespace):  # -> Stop
     "Stop 5: 𝓜' = update(𝓜, X_mtr; copy(Θ'_E), Θ'_U)."
     write = lambda params, source: prime_memory(at.model, params, at.buffers, at.mem, at.mem_hat, *at.mtr,
                                                 source=source, aim=at.aim)
     at.mem_prime = write(at.params_prime, at.prime)
-    take_apart(at)
+    at.leaf = detached(at.params_prime)                               # the meta-test at Θ', with 𝓜' held still ...
+    held = {name: p.requires_grad_() for name, p in {**at.leaf, "mem": at.mem_prime.detach()}.items()}
+    loss, _, _ = read_pass(at.model, at.leaf, scratch(at.buffers), held["mem"], *at.mte, aim=at.aim)
+    at.direct = gradients(loss, held)
+    at.wish = at.direct.pop("mem")                                    # ... and at 𝓜' itself, (N, C)
     at.through = {source: reach((write(at.leaf, source) * at.wish).sum(), at.leaf) for source in WAYS}
     length = at.wish.norm(dim=1)
     wishes = {CLASSES[n]: float(length[n]) for n in length.argsort(descending=True)[:10].tolist()}
@@ -483,9 +453,7 @@ def memory_prime(
         values=dict(mem_prime=at.mem_prime.detach()))
 
 # %% ../nbs/17_walk.ipynb #0076
-def meta_test(
-    at,  # namespace
-):       # -> Stop
+def meta_test(at: SimpleNamespace):  # -> Stop
     "Stop 6: L_read(𝓜', X_mte; Θ')."
     at.loss_out, terms, out = read_pass(at.model, at.params_prime, scratch(at.buffers), at.mem_prime, *at.mte, aim=at.aim)
     at.first = reach(at.loss_out, at.params_prime)                    # v, the gradient at Theta'
@@ -505,9 +473,7 @@ def meta_test(
         values=dict(first=at.first, loss_outer=at.loss_out.detach()))
 
 # %% ../nbs/17_walk.ipynb #0081
-def second_order(
-    at,  # namespace
-):       # -> Stop
+def second_order(at: SimpleNamespace):  # -> Stop
     "Stop 7: ∇_Θ L_read(𝓜', X_mte; Θ') = v − αHv."
     ways = {}                                                         # -αHv by the part whose inner step it passes
     for prefix, letter in PARTS.items():
@@ -534,9 +500,7 @@ def second_order(
         values=dict(outer=at.outer, second=bent, ways=ways))
 
 # %% ../nbs/17_walk.ipynb #0087
-def memory_star(
-    at,  # namespace
-):       # -> Stop
+def memory_star(at: SimpleNamespace):  # -> Stop
     "Stop 8: Θ*, 𝓜* = update(𝓜, X_mtr; copy(Θ*))."
     at.grads = combine(detached(at.inner), at.outer, at.objective, (len(at.mtr[0]), len(at.mte[0])))
     at.params_star = detached({name: p - at.beta * at.grads[name] for name, p in at.params.items()})  # a plain step
