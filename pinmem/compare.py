@@ -173,7 +173,6 @@ def train_cell(
     if is_finished(cell, folder): return {**collect(folder), "cpu": None, "resumed": True}
     resume = (folder / "state.pt").is_file() and (folder / "config.json").is_file()
     if folder.exists() and not resume: shutil.rmtree(folder)            # stopped before its first state
-    folder.parent.mkdir(parents=True, exist_ok=True)
     log = folder.parent / f"{folder.name}.log"
     with open(log, "ab") as out:
         process = subprocess.Popen(train_words(cell, folder, resume), stdin=subprocess.DEVNULL, stdout=out,

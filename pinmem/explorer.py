@@ -279,18 +279,18 @@ NO_POINTING = 'Choose the pixel with the sliders; to press on the picture, insta
 # %% ../nbs/43_explorer.ipynb #0093
 def explorer_controls(desk: Desk):  # dict: name -> widget
     "The controls of the explorer, each named as the field of `State` it sets."
-    first = next(iter(desk.networks.values()))
     style, wide = dict(description_width='8em'), widgets.Layout(width='24em')
+    classes = [('nearest row at the pixel', -1), *zip(CLASSES, range(len(CLASSES)))]
     slider = lambda kind, text, **k: kind(description=text, style=style, layout=wide, **k)
     return dict(
         method=slider(widgets.Dropdown, 'method', options=list(desk.networks)),
         picture=slider(widgets.Dropdown, 'picture', options=[*desk.pictures, *STYLES]),
         street=slider(widgets.BoundedIntText, 'street', value=0, min=0, max=9999),
-        cls=slider(widgets.Dropdown, 'class', options=[('nearest row at the pixel', -1), *zip(CLASSES, range(len(CLASSES)))]),
+        cls=slider(widgets.Dropdown, 'class', options=classes),
         x=slider(widgets.IntSlider, 'column x', value=desk.size[0] // 2, min=0, max=desk.size[0] - 1),
         y=slider(widgets.IntSlider, 'row y', value=desk.size[1] // 2, min=0, max=desk.size[1] - 1),
-        tau=slider(widgets.FloatLogSlider, 'temperature τ', value=first.tau, min=-2, max=1, step=.05,
-                   readout_format='.3g'),
+        tau=slider(widgets.FloatLogSlider, 'temperature τ', value=next(iter(desk.networks.values())).tau, min=-2, max=1,
+                   step=.05, readout_format='.3g'),
         memory=slider(widgets.Checkbox, 'read the memory', value=True))
 
 # %% ../nbs/43_explorer.ipynb #0094

@@ -183,7 +183,7 @@ def memory_weight_maps(
     for ax, v, m, name in zip(axes.flat[1:], w, maps, CLASSES):
         drawn = show(ax, m, f'{name}  {v.min():.3f} to {v.max():.3f}', cmap='viridis', vmin=low, vmax=high,
                      extent=(0, wide, h, 0))
-    if scale == 'shared':                                             # its bar has a mark at 1/N: a read that does not care
+    if scale == 'shared':                                             # a mark at 1/N: a read that does not care
         bar = fig.colorbar(drawn, ax=axes, shrink=.7, aspect=30, pad=.015).ax
         bar.axhline(1 / len(w), color='w', lw=2); bar.axhline(1 / len(w), color='k', lw=.8)
         bar.text(-.25, 1 / len(w), f'1/{len(w)}', fontsize=7, ha='right', va='center')
@@ -209,8 +209,7 @@ def memory_similarity(
             ax.text(j, i, f'{100 * s[i, j]:.0f}', ha='center', va='center', fontsize=6,
                     color='k' if s[i, j] > .55 else 'w')
     off = s[~np.eye(n, dtype=bool)].mean() if n > 1 else math.nan
-    title = rf'cosines between rows of $\mathcal{{M}}$, in hundredths; mean of pairs {100 * off:.0f}'
-    ax.set_title(title, fontsize=10)
+    ax.set_title(rf'cosines between rows of $\mathcal{{M}}$, in hundredths; mean of pairs {100 * off:.0f}', fontsize=10)
     ax.figure.colorbar(drawn, ax=ax, shrink=.8).ax.tick_params(labelsize=8)
     return ax
 

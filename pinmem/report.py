@@ -40,8 +40,8 @@ def figure_html(
         raise ValueError(f'figure {title!r}: alt text is empty; expected a sentence, write down what is to be seen')
     code = base64.b64encode(png_bytes(picture.image)).decode()
     title, alt, caption = map(html.escape, (title, picture.alt, picture.caption))
-    return (f'<figure><h3>{title}</h3><div class="scroll" tabindex="0"><img src="data:image/png;base64,{code}" alt="{alt}">'
-            f'</div><figcaption>{caption}</figcaption></figure>')
+    return (f'<figure><h3>{title}</h3><div class="scroll" tabindex="0">'
+            f'<img src="data:image/png;base64,{code}" alt="{alt}"></div><figcaption>{caption}</figcaption></figure>')
 
 # %% ../nbs/44_report.ipynb #0014
 def table_html(

@@ -63,11 +63,12 @@ STOPS = tuple(LINES)
 
 # %% ../nbs/17_walk.ipynb #0016
 EQUATIONS = {
-    "split": r"\mathbb{S} = \mathbb{S}_{mtr} \cup \mathbb{S}_{mte}, \quad\mathbb{S}_{mtr} \cap \mathbb{S}_{mte} = \varnothing",
+    "split": r"\mathbb{S} = \mathbb{S}_{mtr} \cup \mathbb{S}_{mte}, \quad"
+             r"\mathbb{S}_{mtr} \cap \mathbb{S}_{mte} = \varnothing",
     "read": r"\mathcal{W}[n] = \mathrm{softmax}_n(\mathcal{M}[n] \cdot \mathcal{F} / \tau), \quad "
             r"\mathcal{L}_{read} = \mathcal{L}_{seg} + \lambda_1 \mathcal{L}_{coh}",
-    "update": r"\hat{\mathcal{Z}}[n] = \mathcal{Y}[n]\mathcal{Z}^{\top} / K_n, \quad \hat{\mathcal{M}}[n] = "
-              r"m\,\mathcal{M}[n] + (1-m)\,\hat{\mathcal{Z}}[n], \quad \mathcal{L}_{update} = \lambda_2 \mathcal{L}_{div}",
+    "update": r"\hat{\mathcal{Z}}[n] = \mathcal{Y}[n]\mathcal{Z}^{\top} / K_n, \quad \hat{\mathcal{M}}[n] = m\,"
+              r"\mathcal{M}[n] + (1-m)\,\hat{\mathcal{Z}}[n], \quad \mathcal{L}_{update} = \lambda_2 \mathcal{L}_{div}",
     "inner step": r"\Theta' = \Theta - \alpha\,\nabla_\Theta\,(\mathcal{L}_{read}(\mathcal{M}, \mathcal{X}_{mtr}) + "
                   r"\mathcal{L}_{update}(\mathcal{M}, \mathcal{X}_{mtr}))",
     "memory′": r"\mathcal{M}' = \mathrm{update}(\mathcal{M}, \mathcal{X}_{mtr}; \mathrm{copy}(\Theta'_E), \Theta'_U)",
@@ -91,8 +92,9 @@ class Stop:
 # %% ../nbs/17_walk.ipynb #0020
 TEX = SimpleNamespace(
     f=r"\mathcal{F}", z=r"\mathcal{Z}", z_cls=r"\hat{\mathcal{Z}}", r=r"\mathcal{R}", w=r"\mathcal{W}",
-    mem=r"\mathcal{M}", hat=r"\hat{\mathcal{M}}", prime=r"\mathcal{M}'", star=r"\mathcal{M}^*", mtr=r"\mathcal{X}_{mtr}",
-    mte=r"\mathcal{X}_{mte}", loss=r"\mathcal{L}", read=r"\mathcal{L}_{read}", update=r"\mathcal{L}_{update}")
+    mem=r"\mathcal{M}", hat=r"\hat{\mathcal{M}}", prime=r"\mathcal{M}'", star=r"\mathcal{M}^*",
+    mtr=r"\mathcal{X}_{mtr}", mte=r"\mathcal{X}_{mte}", loss=r"\mathcal{L}",
+    read=r"\mathcal{L}_{read}", update=r"\mathcal{L}_{update}")
 
 # %% ../nbs/17_walk.ipynb #0022
 def begin(
@@ -179,7 +181,7 @@ def draw_tensors(
         rows.append((f"${symbol}$", meaning, " × ".join(map(str, t.shape)) or "number", *values_of(t)))
     for i, row in enumerate(rows):
         for x, text in zip((0, .11, .44, .62, .85), row):
-            ax.text(x, i - .55, text, fontsize=8 if x else 9.5, va="center", color="k" if i else "0.35", in_layout=False)
+            ax.text(x, i - .55, text, fontsize=8 if x else 9.5, va="center", color="k" if i else ".35", in_layout=False)
     ax.axhline(-.1, color="0.7", lw=.6)
     return ax
 
@@ -194,8 +196,7 @@ def draw_grads(
         ax.text(.5, .6, "no loss yet, so no gradient", ha="center", fontsize=9, color="0.35")
         return ax
     letters = list(next(iter(grads.values())))
-    found = [v for row in grads.values() for v in row.values() if v]
-    low, high = (math.log10(min(found)), math.log10(max(found))) if found else (0, 0)
+    found = [math.log10(v) for row in grads.values() for v in row.values() if v] or [0]
     ax.set(xlim=(-len(letters) * 1.15, len(letters)), ylim=(max(len(grads), 5) + .2, -.9))
     for j, letter in enumerate(letters):
         ax.text(j + .48, -.52, letter, ha="center", va="center", fontsize=9, weight="bold")
@@ -203,7 +204,7 @@ def draw_grads(
     for i, (path, row) in enumerate(grads.items()):
         ax.text(-.1, i + .5, path, ha="right", va="center", fontsize=8.5)
         for j, v in enumerate(row.values()):
-            depth = .15 + .75 * (math.log10(v) - low) / max(high - low, 1) if v else 0
+            depth = .15 + .75 * (math.log10(v) - min(found)) / max(np.ptp(found), 1) if v else 0
             ax.add_patch(plt.Rectangle((j, i), .96, .92, fc=plt.cm.Blues(depth), ec="0.8", lw=.5))
             ax.text(j + .48, i + .48, f"{v:.2g}" if v else "–", ha="center", va="center", fontsize=8.5,
                     color="w" if depth > .6 else "k")
@@ -305,9 +306,8 @@ def lens_panels(
     image[rows, cols] = 255, 0, 255                                   # a frame of two pixels
     image[rows, cols][2:-2, 2:-2] = inside[2:-2, 2:-2]
     weights = out["w"][0, :, i, j].detach().cpu()
-    best = weights.argsort(descending=True)[:6].tolist()
-    best = sorted({*best, n}, key=lambda k: -weights[k])
-    bars = {("→ " if k == n else "") + CLASSES[k]: float(weights[k]) for k in best}
+    order = weights.argsort(descending=True).tolist()
+    bars = {("→ " if k == n else "") + CLASSES[k]: float(weights[k]) for k in order if k in (*order[:6], n)}
     return [("image", "images; one cell marked", image), ("image", "labels", paint(y)),
             ("image", "prediction", paint(out["logits"].argmax(1))),
             ("bars", f"$\\mathcal{{W}}$ of the marked cell ({CLASSES[n]})", {"": bars})]
@@ -455,7 +455,8 @@ def memory_prime(at: SimpleNamespace):  # -> Stop
 # %% ../nbs/17_walk.ipynb #0076
 def meta_test(at: SimpleNamespace):  # -> Stop
     "Stop 6: L_read(𝓜', X_mte; Θ')."
-    at.loss_out, terms, out = read_pass(at.model, at.params_prime, scratch(at.buffers), at.mem_prime, *at.mte, aim=at.aim)
+    at.loss_out, terms, out = read_pass(at.model, at.params_prime, scratch(at.buffers), at.mem_prime, *at.mte,
+                                        aim=at.aim)
     at.first = reach(at.loss_out, at.params_prime)                    # v, the gradient at Theta'
     old = both_losses(at, at.params, at.mem)["on meta-test"]
     return Stop(
@@ -478,7 +479,8 @@ def second_order(at: SimpleNamespace):  # -> Stop
     ways = {}                                                         # -αHv by the part whose inner step it passes
     for prefix, letter in PARTS.items():
         mine, v = part(at.inner, prefix), part(at.first, prefix)
-        ways[letter] = reach(sum(((-at.alpha * v[name] * g).sum() for name, g in mine.items()), torch.zeros(())), at.params)
+        told = sum(((-at.alpha * v[name] * g).sum() for name, g in mine.items()), torch.zeros(()))
+        ways[letter] = reach(told, at.params)
     at.outer = gradients(at.loss_out, at.params)                                                    # Eq 11
     bent = {name: g - at.first[name] for name, g in at.outer.items()}
     first, second, total = norms(at.first), norms(bent), norms(at.outer)
