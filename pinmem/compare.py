@@ -153,11 +153,11 @@ def collect(
     folder,  # run directory of a finished cell
 ):           # -> dict: config, versions, sources, targets, miou and iou of every domain
     "What a run directory knows, as part of a row."
-    config, results = (json.loads((folder / name).read_text()) for name in ("config.json", "results.json"))
+    config = json.loads((folder / "config.json").read_text())
+    results = json.loads((folder / "results.json").read_text(), parse_float=lambda text: round(float(text), 6))
     facts = {k: config[k] for k in ("steps", "scenes", "sources", "targets", "versions")}
-    short = lambda v: None if v is None else round(v, 6)
-    return dict(config=config, **facts, miou={name: short(r["miou"]) for name, r in results.items()},
-                iou={name: {c: short(v) for c, v in r["iou"].items()} for name, r in results.items()})
+    return dict(config=config, **facts, miou={name: r["miou"] for name, r in results.items()},
+                iou={name: r["iou"] for name, r in results.items()})
 
 # %% ../nbs/37_compare.ipynb #0025
 class Stopped(Exception):
@@ -173,7 +173,6 @@ def train_cell(
     if is_finished(cell, folder): return {**collect(folder), "cpu": None, "resumed": True}
     resume = (folder / "state.pt").is_file() and (folder / "config.json").is_file()
     if folder.exists() and not resume: shutil.rmtree(folder)            # stopped before its first state
-    folder.parent.mkdir(parents=True, exist_ok=True)
     log = folder.parent / f"{folder.name}.log"
     with open(log, "ab") as out:
         process = subprocess.Popen(train_words(cell, folder, resume), stdin=subprocess.DEVNULL, stdout=out,

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['variant_of', 'variants_in', 'score_of', 'seed_scores', 'domains_of', 'seed_difference', 'interval_text', 'lost_seeds',
-           'comparison_line', 'comparison_table', 'time_table', 'class_differences', 'class_table', 'choose_setting',
-           'chosen_rows', 'panel', 'difference_figure', 'seed_figure', 'time_figure', 'class_figure', 'lost_cells',
-           'write_comparison', 'compare']
+           'comparison_table', 'time_table', 'class_differences', 'class_table', 'choose_setting', 'chosen_rows',
+           'panel', 'difference_figure', 'seed_figure', 'time_figure', 'class_figure', 'lost_cells', 'write_comparison',
+           'compare']
 
 # %% ../nbs/47_comparison.ipynb #0003
-import json, math
+import json
 from collections import Counter
 from pathlib import Path
 import numpy as np, pandas as pd
@@ -98,21 +98,6 @@ def lost_seeds(
         if variant_of(r) == name and r["status"] != "done": lost.setdefault(r["status"], []).append(str(r["seed"]))
     return "; ".join(f"{status.upper()}: seed {', '.join(seeds)}" for status, seeds in lost.items())
 
-# %% ../nbs/47_comparison.ipynb #0020
-def comparison_line(
-    rows,      # list of rows
-    name,      # a variant
-    domain,    # see `score_of`
-    baseline,  # a variant
-):             # -> list of nine texts
-    "One variant on one domain."
-    ours = seed_scores(rows, name, domain)
-    if ours.empty: return ["0", *[""] * 7, lost_seeds(rows, name)]
-    r, d = interval(ours), None if name == baseline else seed_difference(ours, seed_scores(rows, baseline, domain))
-    std = f"{ours.std():.2f}" if r["n"] > 1 else "–"
-    gain = [f"{d['mean']:+.1f}", str(d["n"]), interval_text(*d["bootstrap"]), interval_text(*d["t"])] if d else [""] * 4
-    return [str(r["n"]), f"{r['mean']:.1f}", std, interval_text(r["low"], r["high"]), *gain, lost_seeds(rows, name)]
-
 # %% ../nbs/47_comparison.ipynb #0021
 def comparison_table(
     rows,           # list of rows
@@ -124,7 +109,15 @@ def comparison_table(
     head = ["seeds", "mean", "std", "95 % t-interval", "diff.", "pairs", "95 % bootstrap", "95 % t-interval", ""]
     lines = [f"Differences are to {baseline}, seed by seed."]
     for domain in domains or domains_of(rows):
-        found = [comparison_line(rows, name, domain, baseline) for name in names]
+        scores, found = {name: seed_scores(rows, name, domain) for name in names}, []
+        for name, ours in scores.items():
+            line = [str(len(ours)), *[""] * 7, lost_seeds(rows, name)]
+            if len(ours):
+                r, std = interval(ours), f"{ours.std():.2f}" if len(ours) > 1 else "–"
+                line[1:4] = f"{r['mean']:.1f}", std, interval_text(r["low"], r["high"])
+            d = None if name == baseline else seed_difference(ours, scores[baseline])
+            if d: line[4:8] = f"{d['mean']:+.1f}", str(d["n"]), interval_text(*d["bootstrap"]), interval_text(*d["t"])
+            found.append(line)
         lines += ["", domain, pd.DataFrame(found, names, head).rename_axis("mIoU, per cent", axis=1).to_string()]
     return "\n".join(lines)
 
@@ -243,10 +236,9 @@ def seed_figure(
     "Every seed of every variant on one domain."
     names, _ = variants_in(rows)
     fig, ax = panel(max(4, 1.3 * len(names)), 3)
-    found = [seed_scores(rows, name, domain) for name in names]
-    for seed in sorted({r["seed"] for r in rows}):
-        ax.plot([f.get(seed, math.nan) for f in found], "o-", color=".75", ms=3, lw=1)
-    ax.plot([f.mean() for f in found], "D", color=PALETTE[0], ms=7)
+    found = pd.DataFrame({name: seed_scores(rows, name, domain) for name in names})                  # seed x variant
+    ax.plot(found.T.to_numpy(), "o-", color=".75", ms=3, lw=1)
+    ax.plot(found.mean().to_numpy(), "D", color=PALETTE[0], ms=7)
     words = ["\n".join([*n.split(", "), lost_seeds(rows, n)]).strip() for n in names]
     ax.set_xticks(range(len(names)), words, fontsize=8)
     ax.set(ylabel="mIoU, %", title=f"{domain}: each line is one seed", xlim=(-.4, len(names) - .6))

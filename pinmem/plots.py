@@ -4,16 +4,14 @@
 
 # %% auto #0
 __all__ = ['PALETTE', 'BLUE', 'ORANGE', 'INK', 'FAINT', 'PALE', 'SMALL', 'RIGHT', 'WRONG', 'UNSCORED', 'SCALES', 'NOT_LOSSES',
-           'to_numpy', 'show', 'png_bytes', 'overlay', 'patches', 'legend', 'present', 'legend_below', 'show_pair',
-           'error_map', 'accuracy', 'qualitative_row', 'qualitative_grid', 'change_grid', 'stretch_pixels',
-           'weight_norms', 'memory_weight_maps', 'weight_bar', 'memory_similarity', 'smooth', 'loss_curves',
-           'class_bars', 'LivePlot']
+           'to_numpy', 'show', 'png_bytes', 'overlay', 'legend', 'present', 'show_pair', 'error_map', 'accuracy',
+           'qualitative_grid', 'change_grid', 'stretch_pixels', 'memory_weight_maps', 'memory_similarity', 'smooth',
+           'loss_curves', 'class_bars', 'LivePlot']
 
 # %% ../nbs/40_plots.ipynb #0003
 import io, math
 import matplotlib.pyplot as plt
-import numpy as np, torch
-from matplotlib.colors import Normalize
+import numpy as np, pandas as pd, torch
 from matplotlib.patches import Patch
 from PIL import Image
 from .labels import CLASSES, COLOURS, IGNORE, colourise
@@ -70,25 +68,19 @@ def overlay(
     mixed = (1 - alpha) * image + alpha * colourise(mask)
     return np.where((mask == IGNORE)[..., None], image, mixed.round()).astype(np.uint8)
 
-# %% ../nbs/40_plots.ipynb #0019
-def patches(
-    ids,  # train ids
-):        # list of one coloured patch each, for a legend
-    "The entries of a legend of classes."
-    return [Patch(facecolor=COLOURS[n] / 255, edgecolor='0.3', linewidth=.5, label=CLASSES[n]) for n in ids]
-
 # %% ../nbs/40_plots.ipynb #0020
 SMALL = dict(fontsize=8, frameon=False, handlelength=1, handleheight=1, columnspacing=1.2)
 
 # %% ../nbs/40_plots.ipynb #0021
 def legend(
-    ax,         # matplotlib Axes that gets the legend
-    ids=None,   # train ids to name; default: all 19
-    **kwargs,   # for Axes.legend: loc, ncol, ...
-):              # the same Axes
+    owner,     # matplotlib Axes or Figure that gets the legend
+    ids,       # train ids to name
+    **kwargs,  # for its own `legend`: loc, ncol, ...
+):             # the same Axes or Figure
     "Name the class colours."
-    ax.legend(handles=patches(range(len(CLASSES)) if ids is None else ids), **{**SMALL, **kwargs})
-    return ax
+    patches = [Patch(facecolor=COLOURS[n] / 255, edgecolor='0.3', linewidth=.5, label=CLASSES[n]) for n in ids]
+    owner.legend(handles=patches, **{**SMALL, 'ncol': max(1, min(10, len(ids))), **kwargs})
+    return owner
 
 # %% ../nbs/40_plots.ipynb #0022
 def present(
@@ -98,28 +90,19 @@ def present(
     found = np.concatenate([np.unique(to_numpy(m)) for m in masks]).astype(int)
     return sorted(set(found.tolist()) - {IGNORE})
 
-# %% ../nbs/40_plots.ipynb #0024
-def legend_below(
-    fig,   # Figure with a constrained layout
-    ids,   # train ids to name
-):         # the same Figure
-    "Name the class colours under all panels."
-    fig.legend(handles=patches(ids), loc='outside lower center', ncol=max(1, min(10, len(ids))), **SMALL)
-    return fig
-
 # %% ../nbs/40_plots.ipynb #0025
 def show_pair(
     image,     # (H, W, 3) uint8
     mask,      # (H, W) train ids
     title='',  # above the image
-    alpha=.6,  # strength of the class colours in the third picture
 ):             # Figure
     "Image, mask and both together, with the classes that occur."
     h, w = image.shape[:2]
     fig, axes = plt.subplots(1, 3, figsize=(10, 10 / 3 * h / w + .6), layout='constrained')
-    for ax, picture, text in zip(axes, (image, colourise(mask), overlay(image, mask, alpha)),
-                                 (title or 'image', 'mask', 'both')): show(ax, picture, text)
-    return legend_below(fig, present(mask))
+    show(axes[0], image, title or 'image')
+    show(axes[1], colourise(mask), 'mask')
+    show(axes[2], overlay(image, mask), 'both')
+    return legend(fig, present(mask), loc='outside lower center')
 
 # %% ../nbs/40_plots.ipynb #0029
 RIGHT, WRONG, UNSCORED = (232, 232, 226), (213, 94, 0), (120, 120, 120)
@@ -143,24 +126,6 @@ def accuracy(
     scored = to_numpy(truth) != IGNORE
     return float((to_numpy(truth) == to_numpy(prediction))[scored].mean()) if scored.any() else math.nan
 
-# %% ../nbs/40_plots.ipynb #0035
-def qualitative_row(
-    axes,           # one Axes a picture: image, truth, then one (or two, with errors) a method
-    image,          # (H, W, 3) uint8
-    truth,          # (H, W) train ids
-    predictions,    # dict: name of a method -> (H, W) train ids
-    errors=False,   # a picture of errors after each prediction
-    title='',       # under the image, e.g. the name of the domain
-):                  # the same axes
-    "One image and what each method says about it."
-    cells, texts = [image, colourise(truth)], [title, '']
-    for prediction in predictions.values():
-        cells += [colourise(prediction)] + [error_map(truth, prediction)] * errors
-        texts += [''] * errors + [f'{100 * accuracy(truth, prediction):.0f} % of pixels right']
-    for ax, cell, text in zip(axes, cells, texts):
-        show(ax, cell); ax.set_xlabel(text, fontsize=8, labelpad=2)
-    return axes
-
 # %% ../nbs/40_plots.ipynb #0036
 def qualitative_grid(
     images,         # list of (H, W, 3) uint8
@@ -175,11 +140,16 @@ def qualitative_grid(
     wide = min(12, 3.4 * len(heads)); high = wide / len(heads) * shape
     fig, axes = plt.subplots(len(images), len(heads), squeeze=False, layout='constrained',
                              figsize=(wide, (high + .22) * len(images) + .7))
-    for i, row in enumerate(axes):
-        qualitative_row(row, images[i], truths[i], {m: p[i] for m, p in predictions.items()}, errors,
-                        titles[i] if titles else '')
+    for i, (row, truth) in enumerate(zip(axes, truths)):
+        cells, texts = [images[i], colourise(truth)], [titles[i] if titles else '', '']
+        for answers in predictions.values():
+            cells += [colourise(answers[i])] + [error_map(truth, answers[i])] * errors
+            texts += [''] * errors + [f'{100 * accuracy(truth, answers[i]):.0f} % of pixels right']
+        for ax, cell, text in zip(row, cells, texts):
+            show(ax, cell); ax.set_xlabel(text, fontsize=8, labelpad=2)
     for ax, head in zip(axes[0], heads): ax.set_title(head, fontsize=9, pad=3)
-    return legend_below(fig, present(*truths, *(p for ps in predictions.values() for p in ps)))
+    found = present(*truths, *(p for answers in predictions.values() for p in answers))
+    return legend(fig, found, loc='outside lower center')
 
 # %% ../nbs/40_plots.ipynb #chg1
 def change_grid(
@@ -211,54 +181,32 @@ def stretch_pixels(
 SCALES = {'shared': 'one scale for all', 'each': 'each map from its own min (dark) to its own max (bright)',
           'pixel': "stretched at every pixel: least row 0, first row 1 (authors' plots)"}
 
-# %% ../nbs/40_plots.ipynb #0044
-def weight_norms(
-    w,               # (N, h, w) memory weights of one image
-    scale='shared',  # 'shared': from 0 to the largest weight; 'each': each map min to max; 'pixel': 0 to 1
-):                   # list of N Normalize
-    "The colour scale of each weight map."
-    if scale == 'shared': return [Normalize(0, float(w.max()))] * len(w)
-    if scale == 'each': return [Normalize(float(v.min()), float(v.max())) for v in w]
-    if scale == 'pixel': return [Normalize(0, 1)] * len(w)
-    raise ValueError(f"memory_weight_maps: scale is {scale!r}; expected {', '.join(map(repr, SCALES))}; "
-                     'pass one of these')
-
 # %% ../nbs/40_plots.ipynb #0045
 def memory_weight_maps(
     image,           # (H, W, 3) uint8
     w,               # (N, h, w) memory weights of that image, they sum to 1 over N
-    names=CLASSES,   # N names
     scale='shared',  # 'shared': one honest scale; 'each' and 'pixel': see above
 ):                   # Figure: the image and N maps
     "Figure 6 of the paper: what every memory row gets from every pixel (Eq 4)."
-    w = to_numpy(w)
-    norms, cols = weight_norms(w, scale), 5
-    (h, wide), rows = image.shape[:2], math.ceil((len(w) + 1) / cols)
+    if scale not in SCALES:
+        raise ValueError(f"memory_weight_maps: scale is {scale!r}; expected {', '.join(map(repr, SCALES))}; "
+                         'pass one of these')
+    w, (h, wide), cols = to_numpy(w), image.shape[:2], 5
+    low, high = {'shared': (0, float(w.max())), 'each': (None, None), 'pixel': (0, 1)}[scale]
+    maps, rows = stretch_pixels(w) if scale == 'pixel' else w, math.ceil((len(w) + 1) / cols)
     size = (11, rows * (2.2 * h / wide + .27) + .3)
     fig, axes = plt.subplots(rows, cols, figsize=size, layout='constrained')
-    panels = axes.ravel()
-    for ax in panels[len(w) + 1:]: ax.axis('off')
-    show(panels[0], image, 'image')
-    maps = stretch_pixels(w) if scale == 'pixel' else w
-    for ax, v, m, name, norm in zip(panels[1:], w, maps, names, norms):
-        drawn = show(ax, m, f'{name}  {v.min():.3f} to {v.max():.3f}', cmap='viridis', norm=norm,
+    show(axes[0, 0], image, 'image')
+    for ax in axes.flat[len(w) + 1:]: ax.axis('off')
+    for ax, v, m, name in zip(axes.flat[1:], w, maps, CLASSES):
+        drawn = show(ax, m, f'{name}  {v.min():.3f} to {v.max():.3f}', cmap='viridis', vmin=low, vmax=high,
                      extent=(0, wide, h, 0))
-    if scale == 'shared': weight_bar(fig, drawn, axes, len(w))
+    if scale == 'shared':                                             # a mark at 1/N: a read that does not care
+        bar = fig.colorbar(drawn, ax=axes, shrink=.7, aspect=30, pad=.015).ax
+        bar.axhline(1 / len(w), color='w', lw=2); bar.axhline(1 / len(w), color='k', lw=.8)
+        bar.text(-.25, 1 / len(w), f'1/{len(w)}', fontsize=7, ha='right', va='center')
+        bar.set_title('weight', fontsize=8); bar.tick_params(labelsize=8)
     fig.suptitle(rf'memory weights $\mathcal{{W}}$, {SCALES[scale]}', fontsize=10)
-    return fig
-
-# %% ../nbs/40_plots.ipynb #0046
-def weight_bar(
-    fig,    # Figure
-    drawn,  # AxesImage whose scale is shown
-    axes,   # panels that share it
-    n,      # N: 1/N is the weight of a read that does not care
-):          # the same Figure
-    "A colour bar with a mark at 1/N."
-    bar = fig.colorbar(drawn, ax=axes, shrink=.7, aspect=30, pad=.015)
-    bar.ax.axhline(1 / n, color='w', lw=2); bar.ax.axhline(1 / n, color='k', lw=.8)
-    bar.ax.set_title('weight', fontsize=8); bar.ax.tick_params(labelsize=8)
-    bar.ax.text(-.25, 1 / n, f'1/{n}', fontsize=7, ha='right', va='center')
     return fig
 
 # %% ../nbs/40_plots.ipynb #0055
@@ -279,8 +227,7 @@ def memory_similarity(
             ax.text(j, i, f'{100 * s[i, j]:.0f}', ha='center', va='center', fontsize=6,
                     color='k' if s[i, j] > .55 else 'w')
     off = s[~np.eye(n, dtype=bool)].mean() if n > 1 else math.nan
-    title = rf'cosines between rows of $\mathcal{{M}}$, in hundredths; mean of pairs {100 * off:.0f}'
-    ax.set_title(title, fontsize=10)
+    ax.set_title(rf'cosines between rows of $\mathcal{{M}}$, in hundredths; mean of pairs {100 * off:.0f}', fontsize=10)
     ax.figure.colorbar(drawn, ax=ax, shrink=.8).ax.tick_params(labelsize=8)
     return ax
 
@@ -290,25 +237,22 @@ def smooth(
     window,  # odd number of steps
 ):           # (T,) running mean, over fewer steps near both ends
     "Centred running mean."
-    values, ones = np.asarray(values, float), np.ones(min(window, len(values)))
-    return np.convolve(values, ones, 'same') / np.convolve(np.ones(len(values)), ones, 'same')
+    return pd.Series(values, dtype=float).rolling(window, center=True, min_periods=1).mean().to_numpy()
 
 # %% ../nbs/40_plots.ipynb #0062
 NOT_LOSSES = ('step', 'lr', 'rate', 'seconds', 'time')
 
 # %% ../nbs/40_plots.ipynb #0063
 def loss_curves(
-    log,        # dict: name -> list of numbers, one a step; 'step' gives the x axis
-    names=None, # which to draw; default: all but step, rate and time
-    fig=None,   # Figure to draw on, wiped first; default: a new one
-):              # Figure, one panel a loss
+    log,       # dict: name -> list of numbers, one a step; 'step' gives the x axis
+    fig=None,  # Figure to draw on, wiped first; default: a new one
+):             # Figure, one panel a loss
     "Every loss over the steps that have it: raw, and its running mean over 1/20 of them."
-    names = [n for n in log if n not in NOT_LOSSES] if names is None else list(names)
+    names = [n for n in log if n not in NOT_LOSSES]
     if not names: raise ValueError(f'loss_curves: log holds {list(log)}; expected at least one loss; '
                                    'pass the log of a run')
     cols = min(4, len(names)); rows = math.ceil(len(names) / cols)
-    size = (2.9 * cols + .3, 1.9 * rows + .4)
-    if fig is None: fig = plt.figure(figsize=size, layout='constrained')
+    if fig is None: fig = plt.figure(figsize=(2.9 * cols + .3, 1.9 * rows + .4), layout='constrained')
     fig.clear()
     for k, name in enumerate(names):
         ax, v = fig.add_subplot(rows, cols, k + 1), np.asarray(log[name], float)
@@ -330,19 +274,16 @@ def class_bars(
 ):                  # Axes
     "Per-class IoU of several methods side by side; the legend gives each mean."
     if ax is None: ax = plt.subplots(figsize=(11, 3.2), layout='constrained')[1]
-    x, width = np.arange(len(names)), .84 / len(ious)
-    for k, (method, v) in enumerate(ious.items()):
-        v = 100 * np.array([np.nan if u is None else u for u in v], float)
-        here = x + (k - (len(ious) - 1) / 2) * width
-        mean = np.nanmean(v) if np.isfinite(v).any() else math.nan
-        ax.bar(here, np.nan_to_num(v), width, color=PALETTE[k % 8],
-               label=f'{method}  (mean {mean:.1f})')
-        for at in here[np.isnan(v)]: ax.text(at, 1, '–', ha='center', fontsize=8, color='0.4')
-    ax.set_xticks(x, names, rotation=40, ha='right', fontsize=8)
+    frame = 100 * pd.DataFrame({method: np.array(v, float) for method, v in ious.items()}, names)
+    means = [f'{method}  (mean {mean:.1f})' for method, mean in frame.mean().items()]
+    frame.plot.bar(ax=ax, width=.84, color=PALETTE, legend=False, fontsize=8)
+    for bar, v in zip(ax.patches, frame.T.to_numpy().flat):
+        if np.isnan(v): ax.text(bar.get_x() + bar.get_width() / 2, 1, '–', ha='center', fontsize=8, color='0.4')
+    ax.set_xticks(range(len(names)), names, rotation=40, ha='right')
     ax.set(ylabel='IoU, %', ylim=(0, 100), xlim=(-.6, len(names) - .4))
-    ax.tick_params(axis='y', labelsize=8); ax.grid(axis='y', lw=.4, alpha=.6); ax.set_axisbelow(True)
+    ax.grid(axis='y', lw=.4, alpha=.6); ax.set_axisbelow(True)
     ax.spines[['top', 'right']].set_visible(False)
-    ax.legend(fontsize=8, frameon=False, ncol=4, loc='lower left', bbox_to_anchor=(0, 1))
+    ax.legend(means, fontsize=8, frameon=False, ncol=4, loc='lower left', bbox_to_anchor=(0, 1))
     return ax
 
 # %% ../nbs/40_plots.ipynb #0073
@@ -351,19 +292,18 @@ class LivePlot:
 
     def __init__(
         self,
-        every=20,    # steps between two drawings
-        names=None,  # losses to draw; default: all
-        draw=None,   # rows -> Figure; default: the loss curves
+        every=20,   # steps between two drawings
+        draw=None,  # rows -> Figure; default: the loss curves
     ):
-        self.every, self.names, self.draw, self.fig, self.handle = every, names, draw, None, None
+        self.every, self.draw, self.fig, self.handle = every, draw, None, None
 
     def __call__(
         self,
         rows,  # list of dicts, one a step so far
     ):         # the Figure, or None when it was not yet time to draw
         if len(rows) % self.every: return None
-        log = {k: [row[k] for row in rows] for k in rows[-1]}
-        self.fig = self.draw(rows) if self.draw else loss_curves(log, self.names, self.fig)
+        if self.draw: self.fig = self.draw(rows)
+        else: self.fig = loss_curves({k: [row[k] for row in rows] for k in rows[-1]}, self.fig)
         self.put(self.fig)
         return self.fig
 

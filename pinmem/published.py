@@ -8,7 +8,6 @@ __all__ = ['MIOU', 'TABLE1', 'PUBLISHED', 'TARGETS', 'ROWS_OF', 'tidy', 'publish
 # %% ../nbs/35_published.ipynb #0003
 import io, re
 import pandas as pd
-from .evaluation import percent
 from .labels import CLASSES
 from .settings import unknown
 
@@ -118,16 +117,15 @@ def beside_published(
     method='Pin the Memory',  # which row; dashes where the paper has no such row
 ):                            # text: class by class ours, theirs and the difference in points
     "Our numbers and those of the paper in one table."
-    parts, printed = [], method in set(PUBLISHED.method[PUBLISHED.table == table])
+    printed = {target: published(table, target).get(method) for target in TARGETS}
+    parts = []
     for r in results:
-        target = re.split('[/:]', r['name'])[0]
-        theirs = published(table, target).get(method) if target in TARGETS else None
-        ours, theirs = (pd.Series({**v['iou'], 'mIoU': v['miou']}, dtype=float)
-                        for v in (r, theirs or dict(iou={}, miou=None)))
+        theirs = printed.get(re.split('[/:]', r['name'])[0]) or dict(iou={}, miou=None)
+        ours, theirs = (pd.Series({**v['iou'], 'mIoU': v['miou']}, dtype=float) for v in (r, theirs))
         part = pd.DataFrame({'ours': ours, 'paper': theirs.reindex(ours.index)})
         parts.append(part.assign(diff=part.ours - part.paper))
     both = 100 * pd.concat(parts, axis=1, keys=[r['name'] for r in results])
     both = both.reindex([*both.index.drop('mIoU'), 'mIoU'])
     style = {name: '{:+.1f}' if name[1] == 'diff' else '{:.1f}' for name in both}
     text = both.apply(lambda column: column.map(style[column.name].format)).mask(both.isna(), '–').to_string()
-    return f'paper: {method if printed else "no row for this method"}, {table}\n{text}'
+    return f'paper: {method if any(printed.values()) else "no row for this method"}, {table}\n{text}'

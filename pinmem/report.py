@@ -39,13 +39,11 @@ def figure_html(
 ):            # HTML of one figure
     "Heading, picture with its description, caption."
     if not picture.alt.strip():
-        raise ValueError(f'figure {title!r}: alt text is empty; expected a sentence, '
-                         'write down what is to be seen')
+        raise ValueError(f'figure {title!r}: alt text is empty; expected a sentence, write down what is to be seen')
     code = base64.b64encode(png_bytes(picture.image)).decode()
-    return (f'<figure><h3>{html.escape(title)}</h3>'
-            '<div class="scroll" tabindex="0">'
-            f'<img src="data:image/png;base64,{code}" alt="{html.escape(picture.alt)}"></div>'
-            f'<figcaption>{html.escape(picture.caption)}</figcaption></figure>')
+    title, alt, caption = map(html.escape, (title, picture.alt, picture.caption))
+    return (f'<figure><h3>{title}</h3><div class="scroll" tabindex="0">'
+            f'<img src="data:image/png;base64,{code}" alt="{alt}"></div><figcaption>{caption}</figcaption></figure>')
 
 # %% ../nbs/44_report.ipynb #0014
 def table_html(
@@ -74,14 +72,12 @@ def result_tables(
     table,  # dict: domain -> result of `evaluate`
 ):          # HTML: mIoU of each domain, then IoU of each class
     "The numbers of a run."
-    results = list(table.values())
-    first = table_html(['domain', 'mIoU, %', 'images', 'classes'],
-                       [[name, percent(r['miou'], 0), r['images'], len(r['iou'])] for name, r in table.items()]
-                       + mean_rows(table))
-    classes = list(dict.fromkeys(c for r in results for c in r['iou']))
+    rows = [[name, percent(r['miou'], 0), r['images'], len(r['iou'])] for name, r in table.items()]
+    first = table_html(['domain', 'mIoU, %', 'images', 'classes'], rows + mean_rows(table))
+    classes = dict.fromkeys(c for r in table.values() for c in r['iou'])
     cell = lambda r, c: percent(r['iou'][c], 0) if c in r['iou'] else ''
-    second = table_html(['IoU, %', *table], [[c, *(cell(r, c) for r in results)] for c in classes]
-                        + [['mIoU', *(percent(r['miou'], 0) for r in results)]])
+    rows = [[c, *(cell(r, c) for r in table.values())] for c in classes]
+    second = table_html(['IoU, %', *table], [*rows, ['mIoU', *(percent(r['miou'], 0) for r in table.values())]])
     return f'{first}<details><summary>Every class</summary>{second}</details>'
 
 # %% ../nbs/44_report.ipynb #0020
@@ -142,13 +138,11 @@ def write_report(
 ):                # Path of the file
     "Write one HTML file that needs nothing else; it appears whole or not at all."
     parts = [f'<p>{html.escape(p)}</p>' for p in notes.split('\n\n') if p.strip()]
-    if table: parts.append('<h2>Results</h2>' + result_tables(table))
+    if table: parts += ['<h2>Results</h2>', result_tables(table)]
     if table and before: parts.append(change_table(before, table))
-    if figures: parts.append('<h2>Pictures</h2>' + ''.join(figure_html(t, p) for t, p in figures.items()))
-    if log: parts.append('<h2>Losses</h2>' + log_table(log))
-    if config:
-        text = html.escape(json.dumps(config, indent=2, default=str))
-        parts.append(f'<h2>Settings</h2><pre>{text}</pre>')
+    if figures: parts += ['<h2>Pictures</h2>', *(figure_html(t, p) for t, p in figures.items())]
+    if log: parts += ['<h2>Losses</h2>', log_table(log)]
+    if config: parts += ['<h2>Settings</h2>', f'<pre>{html.escape(json.dumps(config, indent=2, default=str))}</pre>']
     page = (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
             f'<style>{CSS}</style></head><body><h1>{html.escape(title)}</h1>{"".join(parts)}</body></html>')
@@ -167,11 +161,10 @@ def ask(
 
 # %% ../nbs/44_report.ipynb #0034
 def richest(
-    domain,    # any domain
-    tries=12,  # images looked at
-):             # (image, mask) of the one with the most classes
-    "The image that shows most."
-    pairs = [domain[i] for i in range(min(tries, len(domain)))]
+    domain,  # any domain
+):           # (image, mask) of the one with the most classes
+    "Of the first twelve images the one that shows most."
+    pairs = [domain[i] for i in range(min(12, len(domain)))]
     return max(pairs, key=lambda pair: len(present(pair[1])))
 
 # %% ../nbs/44_report.ipynb #0037
@@ -211,37 +204,31 @@ def memory_pictures(
     "What the memory answers to one unseen image, and how its rows relate."
     image, _ = richest(domain)
     w, mem = ask(model, image)[1], model.mem.float().cpu()
-    top = CLASSES[int(w.mean((1, 2)).argmax())]
-    s = normalise(mem) @ normalise(mem).T
-    pair = (s - 2 * torch.eye(len(s))).argmax().item()
-    a, b = CLASSES[pair // len(s)], CLASSES[pair % len(s)]
-    weights = {title: Picture(
-        memory_weight_maps(image, w, scale=scale),
-        f'{len(w)} maps, one a class, beside an image of {domain.name}. Weights run from {w.min():.3f} to '
-        f'{w.max():.3f}; {top} receives the most.', caption) for title, scale, caption in (
-            ('Memory weights', 'shared', 'Weights of a pixel sum to 1 over the classes; '
-             f'1/{len(w)} = {1 / len(w):.3f} would mean that the read does not care. '
-             'Above each map: its least and largest weight.'),
-            ('Memory weights stretched', 'each', 'The same numbers, every map stretched to its own range. '
-             'It shows where a row is asked for, not how much.'))}
-    return {**weights, 'Likeness of the memory rows': Picture(
-        memory_similarity(mem).figure,
-        f'Table of cosines between {len(w)} memory rows. The most alike are {a} and {b} '
-        f'with {s.flatten()[pair]:.2f}.',
-        'Two rows with a cosine near 1 answer the same pixels.')}
+    s, n = normalise(mem) @ normalise(mem).T, len(mem)                                               # (N, N)
+    a, b = divmod((s - 2 * torch.eye(n)).argmax().item(), n)
+    alt = (f'{n} maps, one a class, beside an image of {domain.name}. Weights run from {w.min():.3f} to {w.max():.3f}; '
+           f'{CLASSES[int(w.mean((1, 2)).argmax())]} receives the most.')
+    shared = (f'Weights of a pixel sum to 1 over the classes; 1/{n} = {1 / n:.3f} would mean that the read does not '
+              'care. Above each map: its least and largest weight.')
+    each = 'The same numbers, every map stretched to its own range. It shows where a row is asked for, not how much.'
+    alike = (f'Table of cosines between {n} memory rows. The most alike are {CLASSES[a]} and {CLASSES[b]} '
+             f'with {s[a, b]:.2f}.')
+    return {'Memory weights': Picture(memory_weight_maps(image, w), alt, shared),
+            'Memory weights stretched': Picture(memory_weight_maps(image, w, scale='each'), alt, each),
+            'Likeness of the memory rows': Picture(memory_similarity(mem).figure, alike,
+                                                   'Two rows with a cosine near 1 answer the same pixels.')}
 
 # %% ../nbs/44_report.ipynb #0044
 def embedding_picture(
     model,    # MemoryNet
     domains,  # list of domains
-    seed=0,   # of the draw and of t-SNE
 ):            # Picture, or None when the domains have too few labelled cells for a map
     "t-SNE of feature cells of several domains."
     per = max(4, 1500 // (len(CLASSES) * len(domains)))
-    points = collect_pixels(model, domains, per, seed=seed)
+    points = collect_pixels(model, domains, per)
     if len(points.x) < 20: return None
     found = separation(points, model.mem)
-    placed = embed(points.x, model.mem, perplexity=min(30, len(points.x) / 4), seed=seed)
+    placed = embed(points.x, model.mem, perplexity=min(30, len(points.x) / 4))
     return Picture(plot_embedding(placed, points, found=found),
                    f'Two scatter plots of the same {len(points.x)} feature cells, coloured by class and by '
                    f'domain: {in_figures(found)}.',
