@@ -167,7 +167,7 @@ def change_grid(
         for ax, cell in zip(row, (image, colourise(old), colourise(new), changed)): show(ax, cell.astype(np.uint8))
         row[3].set_xlabel(f'{100 * other.mean():.0f} % of pixels changed', fontsize=8, labelpad=2)
     for ax, head in zip(axes[0], ('photograph', 'before', 'after', 'changed')): ax.set_title(head, fontsize=9, pad=3)
-    return legend_below(fig, present(*before, *after))
+    return legend(fig, present(*before, *after), loc='outside lower center')
 
 # %% ../nbs/40_plots.ipynb #0041
 def stretch_pixels(
