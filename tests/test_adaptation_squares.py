@@ -7,8 +7,8 @@ from helpers import complaint
 from pinmem.data import DrawnDomain, to_tensor
 from pinmem.evaluation import Protocol, score, segment
 from pinmem.feature_norm import Adaptation
-from pinmem.max_squares import (Ensemble, MaxSquare, MaxSquareNorm, MinEntropy, entropy, image_weights, max_squares, mix,
-                                sure_labels)
+from pinmem.max_squares import (Ensemble, MaxSquare, MaxSquareNorm, MinEntropy, entropy, image_weights, max_squares,
+                                mix, sure_labels)
 from pinmem.model import build_model
 from pinmem.published import beside_published, published
 
@@ -80,8 +80,8 @@ def test_nobody_sure_means_no_labels():
 
 
 @pytest.mark.parametrize("cls", [MaxSquare, MinEntropy, MaxSquareNorm])
-@pytest.mark.parametrize("switches", [dict(), dict(encoder="tf_efficientnet_lite0"), dict(memory=True), dict(head="twoheads"),
-                                      dict(n=7)], ids=str)
+@pytest.mark.parametrize("switches", [
+    dict(), dict(encoder="tf_efficientnet_lite0"), dict(memory=True), dict(head="twoheads"), dict(n=7)], ids=str)
 def test_three_steps_on_every_kind_of_network(cls, switches):
     algorithm = cls(network(**switches))
     start = {name: p.detach().clone() for name, p in algorithm.model.named_parameters()}

@@ -64,7 +64,8 @@ def test_image_wise(file, case, name):
 def test_ensemble(file):
     "Seven tenths of the first, three of the second, each the mean of an image and its mirror image."
     numbers = Numbers(file, "ensemble")
-    a, b, fa, fb = (tensor(recipe.logits(f"ens:{name}", (1, 19, 9, 13), numbers.seed)) for name in ("a", "b", "fa", "fb"))
+    scored = lambda name: tensor(recipe.logits(f"ens:{name}", (1, 19, 9, 13), numbers.seed))
+    a, b, fa, fb = map(scored, ("a", "b", "fa", "fb"))
     p = mix([a, fa.flip(-1), b, fb.flip(-1)], (.35, .35, .15, .15))
     same("ensemble:probabilities", p, numbers("probabilities"))
     for name, z in (("probabilities", p), ("logits", mix([a, b], (.7, .3), "logits")), ("first", a)):
