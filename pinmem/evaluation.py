@@ -16,7 +16,6 @@ from tqdm.auto import tqdm
 from .data import to_tensor
 from .labels import FULL, SYNTHIA16
 from .metrics import confusion, iou, merge_confusion, miou
-from .model import MemoryNet
 from .plan import Protocol
 
 # %% ../nbs/34_evaluation.ipynb #0011
@@ -109,14 +108,14 @@ def classes_at(
 # %% ../nbs/34_evaluation.ipynb #p005
 @torch.no_grad()
 def segment(
-    model,                # a `MemoryNet`, or a function x (1, 3, H, W) -> logits (1, N, h, w)
+    model,                # answers by `predict` as a `MemoryNet` does, or a function x (1, 3, H, W) -> logits
     x,                    # (1, 3, H, W)
     protocol=Protocol(),  # how the image is shown
     size=None,            # (H, W) of the answer; default: of x
     full=False,           # return the weights of the read as well
 ):                        # (H, W) int64 classes, and weights (N, h, w) or None
     "From pixels to classes: shrink, predict, enlarge class by class."
-    ours, weights = isinstance(model, MemoryNet), []
+    ours, weights = hasattr(model, 'predict'), []
     def answer(x):
         if not ours: return model(x)
         out = model.predict(x, protocol.statistics, full=full)
