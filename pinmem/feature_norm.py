@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['norm_step', 'last_map', 'norm_ceiling', 'damping', 'relative_gradient', 'NormSwitches', 'PushesNorms', 'norm_facts',
-           'visited', 'sgd_of_visits', 'Adaptation', 'SourceOnly', 'NormOnly', 'PinTheMemoryNorm']
+           'ceiling_fact', 'visited', 'sgd_of_visits', 'Adaptation', 'SourceOnly', 'NormOnly', 'PinTheMemoryNorm']
 
 # %% ../nbs/23_feature_norm.ipynb #0003
 import copy
@@ -68,7 +68,7 @@ def relative_gradient(
 class NormSwitches(Settings):
     "The norm loss: how strong, of which form, on which images."
     lam_norm: float = switch(0.0, "weight of the norm loss; 0: kappa sets it", 0, 1e6)
-    kappa: float = switch(0.0, "sets lam_norm: its gradient at F over that of L_seg, at the first step; 0: none", 0, 1e3)
+    kappa: float = switch(0.0, "sets lam_norm: share of its gradient at F in that of L_seg; 0: none", 0, 1e3)
     delta_r: float = switch(0.12, "Δr, how much longer a feature should become", 0, 1e3)
     fade_norm: float = switch(1.5, "how fast the norm loss fades; 1: to 0 at the end of the run; 0: never", 0, 10)
     norm_form: Literal["released", "snapshot"] = switch("released", "'snapshot': longer than under earlier weights")
@@ -96,8 +96,8 @@ class PushesNorms(Algorithm):
         share = relative_gradient(norm_step(f, self.switches.delta_r), loss, f)
         self.lam_norm = float(self.switches.kappa / share) if share.isfinite() else 0.0
 
-    def push(self, images, maps): # lists, sources and photographs: (B, 3, H, W), (B, C, h, w) -> loss, terms for the log
-        "λ L_norm, damped, of the images that it is meant for."
+    def push(self, images, maps): # (B, 3, H, W) and (B, C, h, w), of sources and of photographs -> loss, terms
+        "λ L_norm, damped, of the images that it is meant for; terms for the log."
         how, before = self.switches, [None] * len(images)
         wanted = {"both": (0, 1), "source": (0,), "target": (1,)}[how.norm_on]
         if self.earlier:
@@ -128,7 +128,15 @@ def norm_facts(
     return {**{f"norm_{name}": v.mean() for name, v in lengths.items()},
             **{f"spread_{name}": v.std(correction=0) for name, v in lengths.items()}}
 
-# %% ../nbs/23_feature_norm.ipynb #0043
+# %% ../nbs/23_feature_norm.ipynb #0042
+def ceiling_fact(
+    model, # `MemoryNet`
+):         # -> dict: the ceiling behind the backbone's last BatchNorm, if it has one
+    "The line under which lengths stay, where the last map is that BatchNorm's; for the log."
+    norms = [m for m in model.encoder.backbone.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    return {"ceiling": norm_ceiling(norms[-1])} if norms else {}
+
+# %% ../nbs/23_feature_norm.ipynb #0044
 def visited(
     backbone, # a ResNet of `build_backbone`
 ):            # -> list of its parameters, some of them several times
@@ -138,7 +146,7 @@ def visited(
     times = lambda name: 1 if not name.startswith("layer") else 4 if "downsample" in name else 3
     return [p for name, p in backbone.named_parameters() if p.requires_grad for _ in range(times(name))]
 
-# %% ../nbs/23_feature_norm.ipynb #0044
+# %% ../nbs/23_feature_norm.ipynb #0045
 def sgd_of_visits(
     model, # a `MemoryNet` on a ResNet
     how,   # switches of a method: lr, encoder_lr, weight_decay
@@ -150,7 +158,7 @@ def sgd_of_visits(
         warnings.filterwarnings("ignore", ".*duplicate parameters")
         return OPTIMISERS["sgd"]([backbone, rest], how.weight_decay)
 
-# %% ../nbs/23_feature_norm.ipynb #0048
+# %% ../nbs/23_feature_norm.ipynb #0049
 class Adaptation(PushesNorms):
     "BN only: photographs pass through the network and move BatchNorm's statistics. Subclasses want more of them."
     network, unlabelled, settles = {}, True, False  # any network; statistics stay as both kinds of images left them
@@ -163,8 +171,8 @@ class Adaptation(PushesNorms):
         @model_validator(mode="after")
         def visits_by_sgd(self):
             if self.visits == "once" or self.optimiser == "sgd": return self
-            raise ValueError(f"visits={self.visits!r} contradicts optimiser={self.optimiser!r}: the released code steps "
-                             f"by SGD; choose optimiser='sgd' or visits='once'")
+            raise ValueError(f"visits={self.visits!r} contradicts optimiser={self.optimiser!r}: the released code "
+                             f"steps by SGD; choose optimiser='sgd' or visits='once'")
 
     def __init__(
         self,
@@ -200,7 +208,7 @@ class Adaptation(PushesNorms):
     def norm_loss(self, source, target): # two dicts of `MemoryNet.forward` -> weighted loss, terms for the log
         "L_norm of both kinds of images, fading out, and how long the features are."
         images, maps = ([out[name] for out in (source, target)] for name in ("images", "maps"))
-        facts = norm_facts(*[m[-1] for m in maps])
+        facts = {**norm_facts(*[m[-1] for m in maps]), **ceiling_fact(self.model)}
         if not self.pushes: return 0.0, facts
         loss, terms = self.push(images, [m[-1] for m in maps])
         return loss, {**facts, **terms}
@@ -213,7 +221,7 @@ class Adaptation(PushesNorms):
         "The step of a second network, from what the first one said before its own step."
         return {}, {}
 
-# %% ../nbs/23_feature_norm.ipynb #0049
+# %% ../nbs/23_feature_norm.ipynb #0050
 class SourceOnly(Adaptation):
     "The control: goes on with the sources alone; photographs are given and not looked at."
     settles = True
@@ -222,21 +230,21 @@ class SourceOnly(Adaptation):
         self.ready(unlabelled)
         return self.aggregate(batches)
 
-# %% ../nbs/23_feature_norm.ipynb #0050
+# %% ../nbs/23_feature_norm.ipynb #0051
 class NormOnly(Adaptation):
     "Feature To Adapt without an adversary: the sources' labels and L_norm."
     class Switches(Adaptation.Switches):
         "The norm loss is on."
-        kappa: float = switch(0.1, "sets lam_norm: its gradient at F over that of L_seg, at the first step; 0: none", 0, 1e3)
+        kappa: float = switch(0.1, "sets lam_norm: share of its gradient at F in that of L_seg; 0: none", 0, 1e3)
 
-# %% ../nbs/23_feature_norm.ipynb #0054
+# %% ../nbs/23_feature_norm.ipynb #0055
 class PinTheMemoryNorm(PushesNorms, PinTheMemory):
     "Algorithm 1, and features of sources and photographs pushed to be longer; BatchNorm hears of the sources alone."
     unlabelled = True
 
     class Switches(PinTheMemory.Switches, NormSwitches):
         "The norm loss is on."
-        kappa: float = switch(0.1, "sets lam_norm: its gradient at F over that of L_seg, at the first step; 0: none", 0, 1e3)
+        kappa: float = switch(0.1, "sets lam_norm: share of its gradient at F in that of L_seg; 0: none", 0, 1e3)
 
     def update(self, batches, unlabelled=None):
         self.sources, self.photographs, self.facts = pool(batches), unlabelled, {}
@@ -257,6 +265,6 @@ class PinTheMemoryNorm(PushesNorms, PinTheMemory):
         images = [x, self.photographs]
         maps = [last_map(self.model, x) for x in images]
         loss, terms = self.push(images, maps)
-        self.facts = {**norm_facts(*maps), **terms}
+        self.facts = {**norm_facts(*maps), **ceiling_fact(self.model), **terms}
         self.remember()
         return gradients(loss, params)

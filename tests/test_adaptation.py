@@ -92,7 +92,8 @@ def test_damping_is_never_below_zero():
 def test_frozen_affine_is_a_ceiling(affine):
     network = dict(encoder="tf_efficientnet_lite0", weights=None, memory=False, head="twoheads", output_stride=16)
     method = make(NormOnly, {**network, "frozen_affine": affine == "frozen"}, lam_norm=1e3, lr=0.1, fade_norm=0)
-    images, last = data(0)[1], [m for m in method.model.encoder.backbone.modules() if isinstance(m, torch.nn.BatchNorm2d)][-1]
+    images = data(0)[1]
+    last = [m for m in method.model.encoder.backbone.modules() if isinstance(m, torch.nn.BatchNorm2d)][-1]
     start = norm_ceiling(last)
     train(method, 3)
     with torch.no_grad(): rms = last_map(method.model.train(), images).square().sum(1).mean().sqrt()
@@ -116,7 +117,8 @@ def test_sources_pass_before_photographs():
     seen = []
     method.model.encoder.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
     method.update(batches, photographs)
-    assert len(seen) == 2 and torch.equal(seen[0], torch.cat([x for x, _ in batches])) and torch.equal(seen[1], photographs)
+    sources = torch.cat([x for x, _ in batches])
+    assert len(seen) == 2 and torch.equal(seen[0], sources) and torch.equal(seen[1], photographs)
 
 
 def test_kappa_is_the_share_of_the_gradient():
@@ -146,7 +148,8 @@ def test_the_printed_form_compares_with_weights_before_the_previous_update():
 
 @pytest.mark.parametrize("cls, network", [(CLAN, HEADS), (CLANNorm, HEADS), (AdaptSegNet, SIDE)])
 def test_neither_network_learns_from_the_other_s_loss(cls, network):
-    quiet, loud, still = (make(cls, network, **how) for how in (dict(lam_adv=0), dict(lam_adv=9), dict(lam_adv=9, lr_d=0)))
+    kinds = dict(lam_adv=0), dict(lam_adv=9), dict(lam_adv=9, lr_d=0)
+    quiet, loud, still = (make(cls, network, **how) for how in kinds)
     start = {k: t.clone() for k, t in loud.adversary.state_dict().items()}
     for method in (quiet, loud, still): train(method, 1)
     equal = lambda a, b: all(torch.equal(a[k], b[k]) for k in a)
@@ -206,6 +209,14 @@ def test_pin_the_memory_without_the_norm():
     assert counts == {2}, "the passes of the norm leave no trace"
 
 
+@pytest.mark.parametrize("name", ["clan+norm", "adaptsegnet", "adaptsegnet-side"])
+def test_computing_in_bfloat16(name):
+    cls, network, how = METHODS[name]
+    method = make(cls, network, **how)
+    method.model.precision = method.model.encoder.precision = "bf16"
+    assert all(torch.tensor(list(row.values())).isfinite().all() for row in train(method))
+
+
 def test_sizes_of_the_published_networks():
     with torch.device("meta"): model = build_model("resnet101", weights=None, memory=False, head="twoheads")
     assert sum(p.numel() for p in model.parameters()) == 45_301_976
@@ -230,7 +241,8 @@ def test_a_state_goes_on_to_the_same_bytes(name):
     assert train(other, 2, first=3) == rows and same_bits(straight, other)
     a, b = straight.state_dict(), other.state_dict()
     for part in ("adversary", "earlier"):
-        if part in a: assert a[part].keys() == b[part].keys() and all(torch.equal(a[part][k], b[part][k]) for k in a[part])
+        assert a.get(part, {}).keys() == b.get(part, {}).keys()
+        assert all(torch.equal(t, b[part][k]) for k, t in a.get(part, {}).items())
 
 
 def test_wrong_networks_and_images_are_refused():
@@ -247,7 +259,8 @@ def test_wrong_networks_and_images_are_refused():
 
 def test_visits_are_as_many_as_released():
     method = make(NormOnly, {**HEADS, "frozen_affine": True}, visits="released", optimiser="sgd")
-    group, names = method.optimisers["main"].param_groups[0]["params"], dict(method.model.encoder.backbone.named_parameters())
-    counts = {name: sum(p is q for q in group) for name, p in names.items() if p.requires_grad}
+    group = method.optimisers["main"].param_groups[0]["params"]
+    learning = {name: p for name, p in method.model.encoder.backbone.named_parameters() if p.requires_grad}
+    counts = {name: sum(p is q for q in group) for name, p in learning.items()}
     kind = lambda name: "stem" if not name.startswith("layer") else "shortcut" if "downsample" in name else "block"
     assert {(kind(name), n) for name, n in counts.items()} == {("stem", 1), ("block", 3), ("shortcut", 4)}

@@ -128,7 +128,7 @@ def test_head(file):
 def test_cosine_of_heads(file):
     n = Numbers(file, "discrepancy")
     heads = [DilatedHead(8, 19).double() for _ in range(2)]
-    names = {k: p for head, layer in zip(heads, ("layer5", "layer6")) for k, p in load_head(head, layer, 8, n.seed).items()}
+    names = load_head(heads[0], "layer5", 8, n.seed) | load_head(heads[1], "layer6", 8, n.seed)
     same("loss:cosine", head_cosine(*heads), n("cosine"))
     compare(n, "loss_plus_one", head_cosine(*heads) + 1, {f"grad/{name}": p for name, p in names.items()})
 
@@ -218,13 +218,6 @@ def fill(model, head, data):
 
 class Iterations:
     "Four steps of `update`, and everything that is recorded about them."
-    made = {}
-
-    @classmethod
-    def of(cls, file, case):
-        if (file, case) not in cls.made: cls.made[file, case] = cls(file, case)
-        return cls.made[file, case]
-
     def __init__(self, file, case):
         self.numbers, self.case = Numbers(file, case), case
         cls, key = METHODS[case]
@@ -284,7 +277,7 @@ class Iterations:
 @pytest.fixture(params=[(file, case) for file in STEPS for case in METHODS], ids=lambda p: f"{p[0].stem}-{p[1]}",
                 scope="module")
 def run(request):
-    return Iterations.of(*request.param)
+    return Iterations(*request.param)
 
 
 def check(kind, run, label, names, key, tensors, mark=""):
@@ -372,10 +365,11 @@ def test_gradients_of_discriminators(run):
         assert run.numbers(f"d{k}_names").tolist() == published
         check("gradient of D", run, f"d{k}", published, lambda name: "adversary." + here(kind, name),
               [row["grads"] for row in run.rows], "D:")
-        check("weight of D", run, f"dw{k}", published, lambda name: here(kind, name), [row["rivals"] for row in run.rows], "D:")
+        check("weight of D", run, f"dw{k}", published, lambda name: here(kind, name),
+              [row["rivals"] for row in run.rows], "D:")
         for field in run.numbers.fields(f"d{k}_full/"):
             name = "adversary." + here(kind, field.split("/")[1])
-            for t, row in enumerate(run.rows): same("steps:full gradient of D", row["grads"][name], run.numbers(field)[t])
+            for t, row in enumerate(run.rows): same("steps:full gradient", row["grads"][name], run.numbers(field)[t])
 
 
 def test_weights_after_iterations(run):
