@@ -122,7 +122,7 @@ def adapt_command(
     options = {**{name: value for name, value in named.items() if value is not None},
                **given(work, computing, learning, data, protocol)}
     if resume and photos: options["photos"] = split_names(photos)
-    tell(runs.resume(out, start=str(run), **options) if resume else
+    tell(runs.resume(out, begin=str(run), **options) if resume else
          runs.adapt(run, *split_names(photos), out=out, **options))
 
 # %% ../nbs/90_cli.ipynb #0013

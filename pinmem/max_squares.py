@@ -71,7 +71,7 @@ class MaxSquare(Adaptation):
     class Switches(Adaptation.Switches):
         "How much sure answers count, and of which pixels."
         lam_square: float = switch(0.1, "weight of L_sq, which is divided by N as in the released code", 0, 1e3)
-        measure: Literal["squares", "entropy"] = switch("squares", "of how sure an answer is")
+        unsure: Literal["squares", "entropy"] = switch("squares", "of how sure an answer is")
         image_wise: bool = switch(True, "classes that are rare in an image count more there")
         ratio: float = switch(0.2, "alpha of the image-wise weights", 0, 1)
         square_from: float = switch(0.0, "share of the run after which photographs count", 0, 1)
@@ -89,7 +89,7 @@ class MaxSquare(Adaptation):
         facts, begun = {"sure": p.detach().amax(1).mean()}, self.done >= how.square_from
         loss = 0.0
         if begun and how.lam_square:
-            sure = max_squares if how.measure == "squares" else entropy
+            sure = max_squares if how.unsure == "squares" else entropy
             facts["loss_square"] = sure(p, weight=image_weights(p, how.ratio) if how.image_wise else None)
             loss = loss + how.lam_square * facts["loss_square"]
         if begun and how.lam_multi:
@@ -101,7 +101,7 @@ class MaxSquare(Adaptation):
 # %% ../nbs/25_max_squares.ipynb #0041
 class MinEntropy(MaxSquare):
     "What MaxSquare is compared with: entropy in the place of squares, all pixels alike."
-    fixed = dict(measure="entropy", image_wise=False)
+    fixed = dict(unsure="entropy", image_wise=False)
 
 # %% ../nbs/25_max_squares.ipynb #0042
 class MaxSquareNorm(MaxSquare):

@@ -328,15 +328,15 @@ def change_table(
 
 # %% ../nbs/44_report.ipynb #chr3
 def adapted(
-    plan,  # `Plan` of a run with a `start`
+    plan,  # `Plan` of a run with a `begin`
     model, # what it learned
-):         # dict: title -> Picture; results of the start
+):         # dict: title -> Picture; results of the run it began with
     "What a report says of the run that this one went on from; nothing when that one is gone."
-    if not (plan.start and plan.photos and (Path(plan.start) / 'model.safetensors').is_file()): return {}, {}
+    if not (plan.begin and plan.photos and (Path(plan.begin) / 'model.safetensors').is_file()): return {}, {}
     photos = open_photos(plan.photos, plan.score.height, plan.exam, plan.seed, plan.size)
-    file = Path(plan.start) / 'results.json'
+    file = Path(plan.begin) / 'results.json'
     chosen = [photos[i][0] for i in evenly(len(photos), 6)]
-    picture = change_picture(load_run(plan.start)[0].to(model.device), model, chosen, plan.score)
+    picture = change_picture(load_run(plan.begin)[0].to(model.device), model, chosen, plan.score)
     return {'Photographs before and after': picture}, json.loads(file.read_text('utf-8')) if file.is_file() else {}
 
 # %% ../nbs/44_report.ipynb #run1
@@ -360,7 +360,7 @@ def report_run(
         with whole_file(folder / 'figures' / name) as part: part.write_bytes(picture.image)
     notes = (f"{plan.method} trained on {', '.join(plan.sources)} for {len(log.get('step', []))} steps, seed "
              f"{plan.seed}. This run never trained on its targets. Scores and predictions: {plan.score}.")
-    if plan.start: notes += (f' It went on from {Path(plan.start).name} with photographs of {", ".join(plan.photos)}, '
+    if plan.begin: notes += (f' It went on from {Path(plan.begin).name} with photographs of {", ".join(plan.photos)}, '
                              'of which it saw no label.')
     return write_report(folder / 'report.html', title=f'A run of {plan.method}, seed {plan.seed}', table=results,
                         before=before, log=log, config=plan.model_dump(mode='json'), figures=figures, notes=notes)

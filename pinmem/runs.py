@@ -273,10 +273,10 @@ def follow(
     if work.threads: torch.set_num_threads(work.threads)
     domains, photos, targets = open_sources(plan), make_photos(plan, work.workers), exams(plan.targets, plan)
     if not work.quiet: print(in_words(plan) + f"\non {device}, {torch.get_num_threads()} threads", flush=True)
-    algorithm = make_algorithm(plan, device, None if resume or plan.start else plan.model.weights)
+    algorithm = make_algorithm(plan, device, None if resume or plan.begin else plan.model.weights)
     start = load_state(folder, algorithm) if resume else 0
-    prepare(algorithm.model, domains, plan, work, first=not resume and not plan.start)
-    if plan.start and not resume: go_on_from(algorithm.model, plan.start)
+    prepare(algorithm.model, domains, plan, work, first=not resume and not plan.begin)
+    if plan.begin and not resume: go_on_from(algorithm.model, plan.begin)
     save_config(folder, algorithm.model, plan.model_dump(mode="json"))
     learn(algorithm, make_batches(plan, domains, work.workers), photos, plan, folder, start, work)
     known = exams([name for name in plan.sources if name in STYLES and name not in plan.targets], plan)
@@ -304,21 +304,27 @@ def prepare(
 # %% ../nbs/36_runs.ipynb #go01
 def go_on_from(
     model, # network of the new run, its classes weighed
-    start, # folder of a run
+    begin, # folder of a run
 ):
     "Take over what another run learned."
-    model.load_state_dict(load_run(start)[0].state_dict())
-    unweigh(model, -read_plan(read_config(start)).data.unweigh)
+    model.load_state_dict(load_run(begin)[0].state_dict())
+    unweigh(model, -read_plan(read_config(begin)).data.unweigh)
 
 # %% ../nbs/36_runs.ipynb #0034
 def train(
     sources=None,     # domains to learn from, styles or NAME:PATH; None: the default ones
     steps=None,       # length of the schedule; None: the preset's
     out="runs/main",  # run directory; must not exist yet
+    begin=None,       # a run to go on from, as `adapt` does
+    photos=(),        # for methods that adapt: pictures, folders of pictures, styles or NAME:PATH
     **options,        # any field of `Work`, any switch of `plan`: method, preset, targets, seed, tau, ...
 ):                    # -> Run
     "Learn from some domains, then score others: the whole of `pinmem train`."
+    if begin:
+        given = {} if sources is None else {"sources": sources}
+        return adapt(begin, *photos, out=out, steps=steps, **given, **options)
     work, switches = apart(options)
+    if photos: switches["photos"] = photos
     return follow(plan(sources=sources, steps=steps, **switches), new_folder(out), work)
 
 # %% ../nbs/36_runs.ipynb #0035

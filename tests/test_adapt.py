@@ -45,7 +45,7 @@ def test_the_command_makes_a_run_with_a_report(start, photos, tmp_path, capsys):
     assert main(words) == 0
     assert "label file(s) beside the photographs are not looked at" in capsys.readouterr().out
     config, page = json.loads((out / "config.json").read_text()), (out / "report.html").read_text()
-    assert config["start"] == str(start.folder) and config["photos"] == [str(photos)] and config["method"] == "norm-only"
+    assert config["begin"] == str(start.folder) and config["photos"] == [str(photos)] and config["method"] == "norm-only"
     assert "Photographs before and after" in page and "Before and after" in page
     assert (out / "figures/photographs-before-and-after.png").exists()
     assert {"fog", "town", "winter"} == set(json.loads((out / "results.json").read_text()))

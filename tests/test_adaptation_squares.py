@@ -28,7 +28,7 @@ def given(seed=0, size=(32, 64), n=19):
     (("lam_square", "0 to 1000"), lambda: MaxSquare(network(), lam_square=-1)),
     (("ratio", "0 to 1"), lambda: MaxSquare(network(), ratio=1.5)),
     (("square_from", "0 to 1"), lambda: MaxSquare(network(), square_from=2)),
-    (("measure", "'squares'", "'entropy'"), lambda: MaxSquare(network(), measure="cubes")),
+    (("unsure", "'squares'", "'entropy'"), lambda: MaxSquare(network(), unsure="cubes")),
     (("lam_sqare", "did you mean 'lam_square'"), lambda: MaxSquare(network(), lam_sqare=.1)),
     (("MinEntropy", "image_wise=True", "contradicts"), lambda: MinEntropy(network(), image_wise=True)),
     (("lam_multi=0.01", "aux=True"), lambda: MaxSquareNorm(network(), lam_multi=.01)),

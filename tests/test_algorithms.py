@@ -15,8 +15,11 @@ from pinmem.variants import weigh_classes
 SMALL = dict(weights=None, channels=16, rates=(1, 2, 3), context_width=8, fine=8, width=16)
 NETWORKS = [(encoder, head) for encoder in ("tf_efficientnet_lite0", "test_resnet")
             for head in ("deeplabv3plus", "deeplabv2", "fcn8s")]
-SPLITS = {"mldg", "mldg-first", "episodic-memory", "pinmem", "pinmem+", "tsmldg"}
-MEMORY = {"aggregation-memory", "episodic-memory", "pinmem", "pinmem+"}
+SPLITS = {"mldg", "mldg-first", "episodic-memory", "pinmem", "pinmem+", "pinmem+norm", "tsmldg"}
+MEMORY = {"aggregation-memory", "episodic-memory", "pinmem", "pinmem+", "pinmem+norm"}
+ADAPT = {method for method, cls in ALGORITHMS.items() if cls.unlabelled}  # these are also given images without labels
+CASES = [(method, encoder, head) for method, cls in ALGORITHMS.items() for encoder, head in NETWORKS
+         if method not in ADAPT or (encoder, head) == ("test_resnet", "deeplabv3plus")]
 
 
 def batches(seed, domains=3, size=(32, 64)):
@@ -32,33 +35,41 @@ def make(method, network={}, **keywords):
     torch.manual_seed(0)
     cls = ALGORITHMS[method]
     if method == "robustnet": keywords = {"start": 1, "measure": 1, **keywords}
-    model = build_network(**{**cls.network, **SMALL, "encoder": "test_resnet", **network})
+    small = SMALL if "head" not in cls.network else dict(weights=None, rates=(1, 2, 3))  # f is the last map itself
+    model = build_network(**{**cls.network, **small, "encoder": "test_resnet", **network})
     return cls(model, weight_decay=0.0, **keywords)
+
+
+def step(algorithm, seed):
+    more = [torch.rand(2, 3, 32, 64, generator=torch.Generator().manual_seed(seed))] if algorithm.unlabelled else []
+    return algorithm.update(batches(seed), *more)
 
 
 def changed(before, after):
     return {name for name in after if not torch.equal(before[name], after[name])}
 
 
-@pytest.mark.parametrize("method", ALGORITHMS)
-@pytest.mark.parametrize("encoder, head", NETWORKS, ids=[f"{e}-{h}" for e, h in NETWORKS])
+@pytest.mark.parametrize("method, encoder, head", CASES, ids=["-".join(case) for case in CASES])
 def test_every_method_on_every_network(method, encoder, head):
-    algorithm = make(method, dict(encoder=encoder, head=head, aux=encoder == "test_resnet"))
+    own = ALGORITHMS[method].network.get("head", head)
+    algorithm = make(method, dict(encoder=encoder, head=own, aux=encoder == "test_resnet"))
     model = algorithm.model
     before = algorithm.state_dict()["model"]
-    log = [algorithm.update(batches(s)) for s in range(3)]
+    log = [step(algorithm, s) for s in range(3)]
     after = algorithm.state_dict()["model"]
     moved = changed(before, after)
     assert {n for n, _ in model.named_parameters()} <= moved, "a parameter did not learn"
-    assert ("mem" in moved) == (method in MEMORY) == (model.mem is not None)
+    memory = method in MEMORY or method in ADAPT and "memory" not in ALGORITHMS[method].network
+    assert ("mem" in moved) == memory == (model.mem is not None)
     for name, tensor in after.items():
         assert tensor.isfinite().all(), name
-        if name.endswith("num_batches_tracked"): assert tensor == 3, f"{name}: statistics move once a step"
+        if name.endswith("num_batches_tracked"): assert tensor in ((3, 6) if method in ADAPT else (3,)), (
+            f"{name}: statistics move once a step, and once more for images without labels")
     assert all(np.isfinite(v) for row in log for v in row.values())
     assert all(row.keys() == log[0].keys() for row in log), "a log needs the same columns in every row"
-    assert ("test_seg" in log[0]) == (method in SPLITS) and ("loss_div" in log[0]) == (method in MEMORY)
+    assert ("test_seg" in log[0]) == (method in SPLITS) and ("loss_div" in log[0]) == memory
     assert algorithm.steps == 3
-    if method in MEMORY: torch.testing.assert_close(model.mem.norm(dim=1), torch.ones(19))
+    if memory: torch.testing.assert_close(model.mem.norm(dim=1), torch.ones(19))
     x = batches(9)[0][0]
     logits = algorithm.predict(x)
     assert logits.shape == (2, 19, 32, 64) and not logits.requires_grad and logits.isfinite().all()
@@ -69,11 +80,11 @@ def test_every_method_on_every_network(method, encoder, head):
 @pytest.mark.parametrize("method", ALGORITHMS)
 def test_classes_say_what_they_are(method):
     cls = ALGORITHMS[method]
-    assert cls.splits == (method in SPLITS) and cls.network["memory"] == (method in MEMORY)
+    assert cls.splits == (method in SPLITS) and bool(cls.network.get("memory")) == (method in MEMORY)
     fields = cls.Switches.model_fields
     assert cls.__doc__ and "seed" not in fields and set(cls.fixed) <= set(fields)
     assert all(field.description for field in fields.values()), "a switch without a word of help"
-    assert ("lam1" in fields) == (method in MEMORY) and ("alpha" in fields) == cls.splits
+    assert ("lam1" in fields) == (method in MEMORY | ADAPT) and ("alpha" in fields) == cls.splits
 
 
 @pytest.mark.parametrize("method", ["aggregation", "pinmem", "mldg", "aggregation-memory"])
@@ -189,11 +200,11 @@ def test_wrong_switches_are_one_line(method, switches, words):
 
 
 @pytest.mark.parametrize("method", ALGORITHMS)
-def test_unlabelled_images_are_refused_by_name(method):
+def test_unlabelled_images_are_refused_or_missed_by_name(method):
     algorithm = make(method)
     before = algorithm.state_dict()["model"]
-    update = lambda: algorithm.update(batches(0), unlabelled=torch.zeros(2, 3, 32, 64))
-    complaint(ValueError, update, type(algorithm).__name__, "labelled")
+    images = None if algorithm.unlabelled else torch.zeros(2, 3, 32, 64)
+    complaint(ValueError, lambda: algorithm.update(batches(0), unlabelled=images), type(algorithm).__name__, "label")
     assert algorithm.steps == 0 and not changed(before, algorithm.model.state_dict())
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pinmem.plan import ALGORITHMS, GROUPS, PRESETS, Plan, place_of, plan, read_plan, read_switch, takes
 from pinmem.settings import choices
-from test_algorithms import batches, make
+from test_algorithms import make, step
 
 NAMES = sorted(set().union(*(group.model_fields for group in GROUPS.values())) - {"method", "preset", "sources", "steps"})
 ODD = st.one_of(
@@ -21,7 +21,7 @@ ODD = st.one_of(
 @settings(max_examples=400, deadline=None)
 @given(name=st.sampled_from(NAMES), value=ODD, method=st.sampled_from(sorted(ALGORITHMS)), preset=st.sampled_from(["pinmem", "paper", "official"]))
 def test_a_value_is_obeyed_or_refused_in_one_line(name, value, method, preset):
-    try: made = plan(method, preset, **{name: value})
+    try: made = plan(method, preset, **{**({"photos": ["fog"]} if ALGORITHMS[method].unlabelled else {}), name: value})
     except ValueError as error:
         assert "\n" not in str(error) and name in str(error), str(error)
         return
@@ -52,7 +52,7 @@ def test_a_name_stands_in_one_group():
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("method", ALGORITHMS)
 def test_every_method_can_be_planned_with_every_preset(method, preset):
-    made = plan(method, preset, ["town", "city", "suburb"])
+    made = plan(method, preset, ["town", "city", "suburb"], **({"photos": ["fog"]} if ALGORITHMS[method].unlabelled else {}))
     assert isinstance(made, Plan) and read_plan(json.loads(made.model_dump_json())) == made
     assert set(made.algorithm) == set(ALGORITHMS[method].Switches.model_fields)
     for name, value in PRESETS[preset].algorithm.given().items():
@@ -73,14 +73,17 @@ def test_every_stored_result_was_planned_by_something_that_can_be_read():
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if place_of(name) in ("algorithm", "model")
-                                  and choices(GROUPS[place_of(name)].model_fields[name].annotation) and name not in ("head", "schedule", "optimiser")])
+                                  and choices(GROUPS[place_of(name)].model_fields[name].annotation) and name not in ("head", "schedule", "optimiser", "visits")])
 def test_every_choice_takes_a_step(name):
+    able = [m for m, cls in ALGORITHMS.items() if place_of(name) == "model" or name in takes(cls)]
+    method = "pinmem" if "pinmem" in able else able[0]
+    photos = {"photos": ["fog"]} if ALGORITHMS[method].unlabelled else {}
     for value in choices(GROUPS[place_of(name)].model_fields[name].annotation):
-        made = plan("pinmem", **{name: value})
-        assert plan("pinmem", **{name: str(value)}) == made, "a choice as it is written on a command line"
+        made = plan(method, **photos, **{name: value})
+        assert plan(method, **photos, **{name: str(value)}) == made, "a choice as it is written on a command line"
         network = {k: v for k, v in made.model.given().items() if k != "memory"}
         how = {k: v for k, v in made.algorithm.items() if k != "weight_decay"}
-        losses = make("pinmem", network, **how).update(batches(0))
+        losses = step(make(method, network, **how), 0)
         assert np.isfinite(list(losses.values())).all(), value
 
 
@@ -89,7 +92,7 @@ def test_defaults_of_the_recipe_are_what_they_were():
     wanted = dict(lr=3e-3, encoder_lr=0.3, alpha=0.1, objective="sum", warm=0.75, average=0.6, momentum=0.8, lam1=0.02, lam2=0.2, order=2)
     assert {name: made.algorithm[name] for name in wanted} == wanted and made.model.given() == dict(tau=0.1, memory=True)
     assert made.data.model_dump() == dict(per_domain=2, crop=(192, 96), scale=(0.5, 2.0), photometric="strong", photometric_test=None,
-                                          rare=0.25, balance=0.5, unweigh=0.5, settle=25, memory_images=100)
+                                          rare=0.25, balance=0.5, unweigh=0.5, settle=25, memory_images=100, photos_per_step=4)
 
 
 @pytest.mark.parametrize("keywords, words", [
@@ -116,6 +119,11 @@ def test_defaults_of_the_recipe_are_what_they_were():
     (dict(preset="gs-r50", sources=["gtav:a"]), "synthia is missing"),
     (dict(tau=0), "tau"),
     (dict(balance=0, unweigh=0.5), "unweigh"),
+    (dict(method="norm-only"), "photos"),
+    (dict(method="norm-only", photos=["fog"], settle=3), "photographs"),
+    (dict(method="pinmem", photos=["fog"]), "labels alone"),
+    (dict(method="norm-only", photos=["fog"], visits="released"), "sgd"),
+    (dict(begin="runs/main"), "plan_adaptation"),
     (dict(sources=["town", "city"], domains=3), "domains"),
     (dict(sources=["town", "city"], domains=1), "two"),
 ])
