@@ -23,7 +23,6 @@ from .evaluation import Protocol, domain_table, per_class_table
 from .model import Network
 from .plan import PRESETS, ROWS, Computing, Course, Data, Domains, Drawing, Learning, read_switch
 from .published import ROWS_OF, beside_published, published
-from .report import report_run, write_memory_maps
 from . import runs
 from .runs import Run, Work, new_folder
 from .settings import unknown
@@ -89,6 +88,7 @@ def train_command(
     if rows: print(domain_table(rows))
     if real and run.plan.preset in ROWS:
         print("\n" + beside_published(real, run.plan.preset, ROWS_OF.get(run.plan.method)))
+    from pinmem.report import report_run  # pictures and t-SNE, which no other command waits for
     report_run(run.folder, run.model, run.plan, run.results, run.sources, run.targets)
     print(f"the report is in {run.folder / 'report.html'}")
 
@@ -142,6 +142,7 @@ def predict_command(
     files, folder, opened = one_name_each(find_images(images)), new_folder(out), Run.open(run, device)
     if memory and opened.model.mem is None:
         raise ValueError(f"--memory: {run} was trained without a memory; leave the option out")
+    from pinmem.report import write_memory_maps  # later than the mistakes above, for pictures take seconds to import
     how, lost = opened.plan.score.but(**protocol.given()), []
     if memory and how.window:
         raise ValueError("--memory contradicts --window: each window reads for itself; leave one out")

@@ -1,6 +1,7 @@
 """What several test files use."""
 import importlib.util
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import sys
 from pathlib import Path
@@ -42,7 +43,10 @@ def run_notebook(path, output):
 
 
 def notebook_processes():
-    "A way to start processes in which the slow imports are already done: each is forked from one that did nothing else."
+    "A way to start processes in which the slow work is already done: each is forked from one that did nothing but import `warm`."
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pinmem.encoders", "sklearn.manifold", "matplotlib.pyplot", "ipywidgets", "nbdev.test"])
+    context.set_forkserver_preload(["warm"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(Path(__file__).parent)  # where the server looks for modules
+        multiprocessing.forkserver.ensure_running()
     return context

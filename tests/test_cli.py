@@ -1,6 +1,5 @@
 """The command as a user meets it: the whole path once, resuming, and every mistake in one line."""
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -34,7 +33,7 @@ def run(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def no_report(request, monkeypatch):
     "The report takes most of a small run's time; the run above has one, and so have the tests that look at it."
-    if "report" not in request.keywords: monkeypatch.setattr("pinmem.cli.report_run", lambda *args: None)
+    if "report" not in request.keywords: monkeypatch.setattr("pinmem.report.report_run", lambda *args: None)
 
 
 def refused(capsys, *words):
@@ -378,9 +377,10 @@ def test_a_folder_as_people_have_it(run, tmp_path, capsys):
     assert "--window" in refused(capsys, "predict", str(run), str(folder), "--out", str(tmp_path / "third"), "--memory", "--window", "64", "64")
 
 
-def test_help_of_train_fits_two_screens():
-    text = subprocess.run([str(Path(sys.executable).with_name("pinmem")), "train", "--help"], capture_output=True, text=True,
-                          env={**os.environ, "COLUMNS": "140"}).stdout
+def test_help_of_train_fits_two_screens(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "140")
+    assert main(["train", "--help"]) == 0
+    text = capsys.readouterr().out
     assert 60 < len(text.splitlines()) <= 110 and all(word in text for word in ("--tau", "--lam1", "--crop", "--flip", "Network", "Method"))
 
 
