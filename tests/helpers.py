@@ -4,6 +4,7 @@ import multiprocessing
 import multiprocessing.forkserver
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -35,9 +36,10 @@ def run_notebook(path, output):
     multiprocessing.set_start_method(None, force=True)  # a notebook starts its own processes as any program does
     os.chdir(path.parent)
     os.environ["IN_TEST"] = "1"
+    import nbdev.test
     from nbdev.config import get_config
-    from nbdev.test import test_nb
-    ok, _ = test_nb(path, basepath=get_config().config_path, skip_flags=get_config().tst_flags.split())
+    nbdev.test.CaptureShell = partial(nbdev.test.CaptureShell, mpl_format="png")  # pictures as fine as in JupyterLab, not twice
+    ok, _ = nbdev.test.test_nb(path, basepath=get_config().config_path, skip_flags=get_config().tst_flags.split())
     sys.stdout.flush(); sys.stderr.flush()
     os._exit(not ok)
 
