@@ -296,10 +296,10 @@ def test_a_run_that_was_killed_at_once_can_be_resumed(run, tmp_path, monkeypatch
     shared = ["--steps", "4", "--out", str(out), "--targets", "night", *SMALL]
     class Killed(BaseException): pass
     def kill(self, batches, unlabelled=None): raise Killed
-    monkeypatch.setattr(PinTheMemory, "update", kill)
-    monkeypatch.setattr("pinmem.runs.save_model", lambda *args: None)  # a killed process saves nothing
-    with pytest.raises(Killed): main(["train", *shared])
-    monkeypatch.undo()
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(PinTheMemory, "update", kill)
+        patch.setattr("pinmem.runs.save_model", lambda *args: None)  # a killed process saves nothing
+        main(["train", *shared])
     assert "--resume" in refused(capsys, "evaluate", str(out), "night")
     assert main(["train", "--resume", *shared]) == 0
     whole, killed = load_file(run / "model.safetensors"), load_file(out / "model.safetensors")

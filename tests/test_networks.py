@@ -260,7 +260,7 @@ def test_offline(name, monkeypatch, tmp_path):
         if pretrained: raise OSError("no network")
         return create(*args, **kwargs)
     monkeypatch.setattr(encoders.socket, "create_connection", no_network)
-    monkeypatch.setattr(encoders.huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr(timm, "create_model", no_download)
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
     url, place = weights_file(name)
