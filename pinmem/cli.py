@@ -24,7 +24,6 @@ from .model import Network
 from .plan import (ADAPT, PRESETS, ROWS, Adapting, Computing, Course, Data, Domains, Drawing, Learning, adapters,
                          read_switch)
 from .published import ROWS_OF, beside_published, published
-from .report import report_run, write_memory_maps
 from . import runs
 from .runs import Run, Work, new_folder
 from .settings import unknown
@@ -73,6 +72,7 @@ def tell(
     if rows: print(domain_table(rows))
     if real and run.plan.preset in ROWS:
         print("\n" + beside_published(real, run.plan.preset, ROWS_OF.get(run.plan.method)))
+    from pinmem.report import report_run  # pictures and t-SNE, which no other command waits for
     report_run(run.folder, run.model, run.plan, run.results, run.sources, run.targets)
     print(f"the report is in {run.folder / 'report.html'}")
 
@@ -175,6 +175,7 @@ def predict_command(
     files, folder, opened = one_name_each(find_images(images)), new_folder(out), Run.open(run, device)
     if memory and opened.model.mem is None:
         raise ValueError(f"--memory: {run} was trained without a memory; leave the option out")
+    from pinmem.report import write_memory_maps  # later than the mistakes above, for pictures take seconds to import
     how, lost = opened.plan.score.but(**protocol.given()), []
     if memory and how.window:
         raise ValueError("--memory contradicts --window: each window reads for itself; leave one out")

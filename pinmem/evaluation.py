@@ -11,7 +11,6 @@ __all__ = ['resize_logits', 'predict_padded', 'window_starts', 'predict_sliding'
 import math
 import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
-from scipy import stats
 from tqdm.auto import tqdm
 from .data import to_tensor
 from .labels import FULL, SYNTHIA16
@@ -249,6 +248,7 @@ def interval(
     level=.95,  # confidence
 ):              # dict mean, low, high, n; low and high are None for fewer than two values
     "Student's t-interval of the mean over seeds."
+    from scipy import stats  # here, for it takes a second and a comparison alone needs it
     v = np.asarray(values, float)
     if not len(v): raise ValueError('no values; expected one number per seed, run at least one seed')
     half = stats.t.ppf((1 + level) / 2, len(v) - 1) * stats.sem(v) if len(v) > 1 else None
@@ -275,6 +275,7 @@ def bootstrap(
     "Percentile bootstrap of the mean; the draws are the same whenever it is called."
     found = interval(values, level)
     if found['n'] < 2: return found
+    from scipy import stats
     drawn = stats.bootstrap((values,), np.mean, n_resamples=rounds, confidence_level=level, method='percentile', rng=0)
     low, high = map(float, drawn.confidence_interval)
     return {**found, 'low': low, 'high': high}

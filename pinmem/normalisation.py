@@ -11,7 +11,6 @@ __all__ = ['NORMS', 'photometric_copy', 'stages', 'instance_norm', 'HalfNorm', '
 from contextlib import contextmanager
 import numpy as np
 import torch
-from sklearn.cluster import KMeans
 from torch import nn
 from .algorithms import MLDG, Aggregation, pool
 from .data import PHOTOMETRIC, photometric, to_image, to_tensor
@@ -150,6 +149,7 @@ def variance_groups(
     variance,  # (C, C)
 ):             # -> (C, C) int64: 0 for the lowest group, up to 2; -1 on and below the diagonal
     "k-means over the entries above the diagonal, three groups in the order of their centres."
+    from sklearn.cluster import KMeans  # here, for it takes seconds and one method alone needs it
     i, j = torch.triu_indices(*variance.shape, offset=1)
     values = variance[i, j].double().cpu()
     scaled = (values / values.max().clamp_min(1e-30)).numpy()[:, None]

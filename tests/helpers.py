@@ -1,8 +1,10 @@
 """What several test files use."""
 import importlib.util
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -34,15 +36,19 @@ def run_notebook(path, output):
     multiprocessing.set_start_method(None, force=True)  # a notebook starts its own processes as any program does
     os.chdir(path.parent)
     os.environ["IN_TEST"] = "1"
+    import nbdev.test
     from nbdev.config import get_config
-    from nbdev.test import test_nb
-    ok, _ = test_nb(path, basepath=get_config().config_path, skip_flags=get_config().tst_flags.split())
+    nbdev.test.CaptureShell = partial(nbdev.test.CaptureShell, mpl_format="png")  # pictures as fine as in JupyterLab, not twice
+    ok, _ = nbdev.test.test_nb(path, basepath=get_config().config_path, skip_flags=get_config().tst_flags.split())
     sys.stdout.flush(); sys.stderr.flush()
     os._exit(not ok)
 
 
 def notebook_processes():
-    "A way to start processes in which the slow imports are already done: each is forked from one that did nothing else."
+    "A way to start processes in which the slow work is already done: each is forked from one that did nothing but import `warm`."
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pinmem.encoders", "sklearn.manifold", "matplotlib.pyplot", "ipywidgets", "nbdev.test"])
+    context.set_forkserver_preload(["warm"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(Path(__file__).parent)  # where the server looks for modules
+        multiprocessing.forkserver.ensure_running()
     return context

@@ -48,7 +48,7 @@ def everything_is_there():
 def until(look, wanted, same=lambda a, b: a == b):
     "What the page shows, as soon as it is what is wanted; what it shows at the end of all patience otherwise."
     end = time.monotonic() + PATIENCE / 1000
-    while not same(seen := look(), wanted) and time.monotonic() < end: time.sleep(0.03)
+    while not same(seen := look(), wanted) and time.monotonic() < end: time.sleep(0.1)
     return seen
 
 

@@ -1,6 +1,5 @@
 """The command as a user meets it: the whole path once, resuming, and every mistake in one line."""
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -18,8 +17,9 @@ from pinmem.plan import plan
 from pinmem.runs import Run, open_sources, resume, train
 from pinmem.variants import weigh_classes
 
-SMALL = ["--size", "128", "64", "--scenes", "6", "--quiet", "--threads", "1", "--workers", "0", "--device", "cpu", "--exam", "3",
-         "--memory-images", "4"]
+SMALL = ["--size", "128", "64", "--crop", "64", "32", "--scenes", "3", "--exam", "2", "--memory-images", "2", "--quiet", "--threads", "1",
+         "--workers", "0", "--device", "cpu"]
+TINY = [*SMALL, "--encoder", "test_resnet", "--weights", "none"]  # where it does not matter which network learns
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def run(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def no_report(request, monkeypatch):
     "The report takes most of a small run's time; the run above has one, and so have the tests that look at it."
-    if "report" not in request.keywords: monkeypatch.setattr("pinmem.cli.report_run", lambda *args: None)
+    if "report" not in request.keywords: monkeypatch.setattr("pinmem.report.report_run", lambda *args: None)
 
 
 def refused(capsys, *words):
@@ -66,8 +66,8 @@ def test_stopped_and_resumed_equals_uninterrupted(run, tmp_path):
 
 def test_same_seed_same_weights_other_seed_others(run, tmp_path):
     for seed in ("0", "1"):
-        assert main(["train", "--steps", "1", "--out", str(tmp_path / seed), "--seed", seed, "--targets", "night", *SMALL]) == 0
-    assert main(["train", "--steps", "1", "--out", str(tmp_path / "again"), "--targets", "night", *SMALL]) == 0
+        assert main(["train", "--steps", "1", "--out", str(tmp_path / seed), "--seed", seed, "--targets", "night", *TINY]) == 0
+    assert main(["train", "--steps", "1", "--out", str(tmp_path / "again"), "--targets", "night", *TINY]) == 0
     first, again, other = (load_file(tmp_path / name / "model.safetensors") for name in ("0", "again", "1"))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["mem"], other["mem"])
@@ -110,7 +110,7 @@ def test_scenes_can_be_read_back(run, tmp_path, capsys):
 def test_aggregation_needs_no_second_source(tmp_path):
     out = tmp_path / "one"
     assert main(["train", "--method", "aggregation", "--sources", "town", "--steps", "1", "--out", str(out),
-                 "--targets", "night", *SMALL]) == 0
+                 "--targets", "night", *TINY]) == 0
     assert "mem" not in load_file(out / "model.safetensors")
 
 
@@ -125,7 +125,7 @@ def test_interrupt_keeps_what_was_learned(tmp_path, monkeypatch):
         return update(self, batches)
     monkeypatch.setattr(PinTheMemory, "update", interrupted)
     out = tmp_path / "stopped"
-    assert main(["train", "--steps", "9", "--out", str(out), "--targets", "night", *SMALL]) == 0
+    assert main(["train", "--steps", "9", "--out", str(out), "--targets", "night", *TINY]) == 0
     assert len((out / "log.csv").read_text().splitlines()) == 3 and (out / "report.html").exists()
 
 
@@ -232,7 +232,7 @@ def test_nan_stops_and_says_where(tmp_path, capsys, monkeypatch):
         return {**losses, "loss_seg": float("nan")} if self.steps == 3 else losses
     monkeypatch.setattr(PinTheMemory, "update", poisoned)
     out = tmp_path / "nan"
-    assert "step 2" in refused(capsys, "train", "--steps", "4", "--out", str(out), "--targets", "night", *SMALL)
+    assert "step 2" in refused(capsys, "train", "--steps", "4", "--out", str(out), "--targets", "night", *TINY)
     assert all(torch.isfinite(t.float()).all() for t in load_file(out / "model.safetensors").values())
 
 
@@ -249,20 +249,20 @@ def test_settling_changes_statistics_alone(run, tmp_path):
 
 def test_half_of_the_class_weights_is_taken_back(tmp_path):
     "The bias of the last layer differs from the last step's by half the logarithm of the weights, and nothing else does."
-    words = ["train", "--steps", "2", "--method", "aggregation", "--targets", "night", "--average", "0", *SMALL]
+    words = ["train", "--steps", "2", "--method", "aggregation", "--targets", "night", "--average", "0", *TINY]
     assert main([*words, "--out", str(tmp_path / "run")]) == 0
     assert main([*words, "--unweigh", "0", "--out", str(tmp_path / "plain")]) == 0
     ours, plain = (load_file(tmp_path / name / "model.safetensors") for name in ("run", "plain"))
     assert [name for name in ours if not torch.equal(ours[name], plain[name])] == ["decoder.classify.bias"]
     lost = (plain["decoder.classify.bias"] - ours["decoder.classify.bias"]) * 2
-    model = build_model(weights=None, memory=False)
-    weigh_classes(model, open_sources(plan("aggregation", scenes=6, size=(128, 64))), 0.5)
+    model = build_model("test_resnet", weights=None, memory=False)
+    weigh_classes(model, open_sources(plan("aggregation", scenes=3, size=(128, 64))), 0.5)
     torch.testing.assert_close(lost, model.class_weight.log())
     assert lost.abs().max() > 0.5
 
 
 def test_a_run_ends_with_the_mean_of_its_last_weights(tmp_path):
-    assert main(["train", "--steps", "4", "--out", str(tmp_path / "run"), "--targets", "night", "--average", "0.5", *SMALL]) == 0
+    assert main(["train", "--steps", "4", "--out", str(tmp_path / "run"), "--targets", "night", "--average", "0.5", *TINY]) == 0
     saved, state = load_file(tmp_path / "run/model.safetensors"), torch.load(tmp_path / "run/state.pt", weights_only=True)
     weights = [name for name in saved if name.rsplit(".", 1)[-1] in ("weight", "bias") and name != "decoder.classify.bias"]
     assert all(torch.equal(saved[name], state["mean"][f"module.{name}"]) for name in weights)
@@ -296,10 +296,10 @@ def test_a_run_that_was_killed_at_once_can_be_resumed(run, tmp_path, monkeypatch
     shared = ["--steps", "4", "--out", str(out), "--targets", "night", *SMALL]
     class Killed(BaseException): pass
     def kill(self, batches, unlabelled=None): raise Killed
-    monkeypatch.setattr(PinTheMemory, "update", kill)
-    monkeypatch.setattr("pinmem.runs.save_model", lambda *args: None)  # a killed process saves nothing
-    with pytest.raises(Killed): main(["train", *shared])
-    monkeypatch.undo()
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(PinTheMemory, "update", kill)
+        patch.setattr("pinmem.runs.save_model", lambda *args: None)  # a killed process saves nothing
+        main(["train", *shared])
     assert "--resume" in refused(capsys, "evaluate", str(out), "night")
     assert main(["train", "--resume", *shared]) == 0
     whole, killed = load_file(run / "model.safetensors"), load_file(out / "model.safetensors")
@@ -309,8 +309,8 @@ def test_a_run_that_was_killed_at_once_can_be_resumed(run, tmp_path, monkeypatch
 # ------------------------------------------------------------------------------------------ one way to train, to score, to predict
 
 def test_the_function_trains_what_the_command_trains(run, tmp_path):
-    ours = train(steps=4, out=tmp_path / "run", targets=["night"], size=(128, 64), scenes=6, exam=3, quiet=True, threads=1, workers=0, device="cpu",
-                 memory_images=4)
+    ours = train(steps=4, out=tmp_path / "run", targets=["night"], size=(128, 64), crop=(64, 32), scenes=3, exam=2, memory_images=2, quiet=True,
+                 threads=1, workers=0, device="cpu")
     theirs = load_file(run / "model.safetensors")
     assert all(torch.equal(tensor.cpu(), theirs[name]) for name, tensor in ours.model.state_dict().items() if name in theirs)
     assert ours.results == json.loads((run / "results.json").read_text())
@@ -377,9 +377,10 @@ def test_a_folder_as_people_have_it(run, tmp_path, capsys):
     assert "--window" in refused(capsys, "predict", str(run), str(folder), "--out", str(tmp_path / "third"), "--memory", "--window", "64", "64")
 
 
-def test_help_of_train_fits_two_screens():
-    text = subprocess.run([str(Path(sys.executable).with_name("pinmem")), "train", "--help"], capture_output=True, text=True,
-                          env={**os.environ, "COLUMNS": "140"}).stdout
+def test_help_of_train_fits_two_screens(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "140")
+    assert main(["train", "--help"]) == 0
+    text = capsys.readouterr().out
     assert 60 < len(text.splitlines()) <= 110 and all(word in text for word in ("--tau", "--lam1", "--crop", "--flip", "Network", "Method"))
 
 

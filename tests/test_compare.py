@@ -283,7 +283,7 @@ def test_a_run_that_ends_before_its_schedule_is_finished(tmp_path):
 
 def test_interrupted_training_is_not_a_result_and_is_resumed(tmp_path):
     "A real training: half a run lies in the folder, with results of its own."
-    options = dict(steps=2, scenes=4, exam=2, size=[64, 32], targets="night")
+    options = dict(steps=2, scenes=2, exam=1, size=[64, 32], crop=[64, 32], targets="night", encoder="test_resnet", weights=None)
     cell = make_cells(["aggregation"], [0], {"default": {}}, options)[0]
     run = tmp_path / "c" / cell.name
     train(method="aggregation", out=run, threads=1, quiet=True, stop=1, **{**options, "targets": ["night"]})

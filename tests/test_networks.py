@@ -19,7 +19,7 @@ from pinmem.meta_step import meta_gradients, write_memory
 from pinmem.model import Network, build_model, official_names, old_config
 from pinmem.training import load_run, save_model
 
-timm = encoders.timm  # imported there first, see `mend_torchvision`
+timm = encoders.load_timm()
 
 PAPER = {
     "v3plus-r50": dict(encoder="resnet50"),
@@ -260,8 +260,8 @@ def test_offline(name, monkeypatch, tmp_path):
         if pretrained: raise OSError("no network")
         return create(*args, **kwargs)
     monkeypatch.setattr(encoders.socket, "create_connection", no_network)
-    monkeypatch.setattr(encoders.huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(encoders.timm, "create_model", no_download)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(timm, "create_model", no_download)
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
     url, place = weights_file(name)
     with pytest.raises(FileNotFoundError) as error: build_backbone(name)

@@ -8,12 +8,15 @@ from nbdev.config import get_config
 from helpers import ROOT, notebook_processes, run_notebook
 
 NBS = sorted([*(ROOT / "nbs").glob("*.ipynb"), *(ROOT / "nbs" / "streets").glob("*.ipynb")])
-PROCESSES = notebook_processes()
+
+
+@pytest.fixture(scope="module")
+def processes(): return notebook_processes()
 
 
 @pytest.mark.parametrize("path", NBS, ids=lambda p: p.stem)
-def test_runs(path, tmp_path):
-    process = PROCESSES.Process(target=run_notebook, args=(path, tmp_path / "output"))
+def test_runs(path, processes, tmp_path):
+    process = processes.Process(target=run_notebook, args=(path, tmp_path / "output"))
     process.start()
     process.join()
     assert process.exitcode == 0, (tmp_path / "output").read_text()[-6000:]

@@ -245,7 +245,8 @@ def two_sides():
                                     dict(order=1, objective="sum", prime="hat", aim=Objective(lam1=0.1)), dict(objective="mean")])
 def test_the_walk_is_the_step(choice):
     torch.manual_seed(0)
-    model = build_model(encoder="resnet18", weights=None, aux_dropout=0.0, channels=32, context_width=16, width=16).train()
+    model = build_model(encoder="test_resnet", weights=None, rates=(1, 2, 3), aux=True, aux_dropout=0.0, channels=32, context_width=16,
+                        width=16).train()
     mtr, mte = two_sides()
     if choice.get("objective") == "mean": mte = tuple(torch.cat([t, t[:1]]) for t in mte)  # more images on one side
     before = {name: t.clone() for name, t in model.state_dict().items()}
@@ -266,7 +267,7 @@ def test_the_walk_is_the_step(choice):
 
 def test_a_stop_is_a_picture_with_words_and_the_player_shows_it():
     torch.manual_seed(0)
-    model = build_model(weights=None, channels=32).train()
+    model = build_model(encoder="test_resnet", weights=None, aux=False, channels=32).train()
     stops = walk(model, model.mem, *two_sides())
     for stop in stops[3:7:3]:
         fig = show_stop(stop)

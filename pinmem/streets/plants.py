@@ -8,7 +8,7 @@ __all__ = ['tree', 'add_tree']
 # %% ../../nbs/streets/05_plants.ipynb #0003
 import functools, math, zlib
 import numpy as np
-from PIL import Image, ImageChops, ImageDraw, ImageFilter
+from PIL import Image, ImageChops, ImageDraw
 from ..labels import IGNORE
 from .canvas import ID, shadow_reach
 from .hang import Sprite, stand
@@ -50,29 +50,43 @@ def _crown(rng, kind, n):
     fine, soft = grain(rng, n, n, .35, 16), grain(rng, n, n, .9, 8)
     gain, crown = np.full((n, n), .4, np.float32), np.zeros((n, n), bool)
     low = {'leafy': rng.uniform(.72, .9), 'conifer': .93, 'bush': 1.02}[kind]
+    reach = n * math.sqrt(1 - (.38 * fine + .3 * soft).min())  # a clump of radius r ends within r times this, in pixels
     for i in range(38 if kind == 'conifer' else int(rng.integers(22, 40))):
         t, turn = rng.random(), rng.uniform(-1, 1)
         if kind == 'conifer': cy, half = .1 + (low - .1) * i / 38, .01 + .25 * i / 38
         else: cy = .17 + (low - .2) * t; half = .42 * math.sqrt(max(1 - ((t - .55) / .62) ** 2, .02))
         cx = .5 + turn * half * .85
         r = rng.uniform(.07, .16) * (.3 + .5 * i / 38 if kind == 'conifer' else 1)
-        q = ((x - cx) ** 2 + ((y - cy) * 1.2) ** 2) / r ** 2 + .38 * fine + .3 * soft
-        inside = q < 1
-        light = .55 + .75 * np.clip((cy - y + r) / (2 * r), 0, 1) + .15 * np.clip((cx - x) / r, -1, 1)
-        gain[inside] = light[inside] * (.75 + .4 * (1 - t) + .1 * rng.normal())
-        crown |= inside
+        top, left = max(int(cy * n - r * reach), 0), max(int(cx * n - r * reach), 0)
+        part = np.s_[top:int(cy * n + r * reach) + 2, left:int(cx * n + r * reach) + 2]
+        u, v = x[part], y[part]
+        inside = ((u - cx) ** 2 + ((v - cy) * 1.2) ** 2) / r ** 2 + .38 * fine[part] + .3 * soft[part] < 1
+        light = .55 + .75 * np.clip((cy - v + r) / (2 * r), 0, 1) + .15 * np.clip((cx - u) / r, -1, 1)
+        gain[part][inside] = light[inside] * (.75 + .4 * (1 - t) + .1 * rng.normal())
+        crown[part] |= inside
     gain *= np.clip(1 + .3 * fine + .15 * soft, .3, 1.9)
     return gain, crown & (y < low + .03 * soft)
 
 # %% ../../nbs/streets/05_plants.ipynb #0008
+def _grown(
+    mask,  # (h, w) bool
+    width, # of the square, pixels, odd
+):         # (h, w) bool
+    "Every pixel with a true one in the square around it."
+    h, w = mask.shape
+    wide = np.pad(mask, width // 2)
+    rows = np.logical_or.reduce([wide[i:i + h] for i in range(width)])
+    return np.logical_or.reduce([rows[:, i:i + w] for i in range(width)])
+
+# %% ../../nbs/streets/05_plants.ipynb #0008b
 def _hull_of(
     alpha,        # L image, 0..255
-    grow, erode,  # widths of the two filters, pixels
+    grow, shrink, # widths of the two squares, pixels
     level,        # of alpha, from which a pixel counts
 ):                # L image of train ids: vegetation or 255
     "The mask of a plant: its outline with the small gaps closed."
-    solid = alpha.filter(ImageFilter.MaxFilter(grow)).filter(ImageFilter.MinFilter(erode))
-    return solid.point([IGNORE] * level + [ID['vegetation']] * (256 - level))
+    solid = ~_grown(~_grown(np.asarray(alpha) >= level, grow), shrink)
+    return Image.fromarray(np.where(solid, ID['vegetation'], IGNORE).astype(np.uint8))
 
 # %% ../../nbs/streets/05_plants.ipynb #0010
 def _bare(rng, bark):
