@@ -108,7 +108,7 @@ class MaxSquareNorm(MaxSquare):
     "MaxSquare whose features should grow as well."
     class Switches(MaxSquare.Switches):
         "The norm loss is on."
-        lam_norm: float = switch(1.5e-4, "weight of the norm loss", 0, 1e6)
+        kappa: float = switch(0.1, "sets lam_norm: share of its gradient at F in that of L_seg; 0: none", 0, 1e3)
 
 # %% ../nbs/25_max_squares.ipynb #0048
 def mix(
