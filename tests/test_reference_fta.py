@@ -181,7 +181,7 @@ def test_iou(file):
 
 # ------------------------------------------------------------------------------------------- whole iterations
 
-METHODS = {"fta_adv": (CLANNorm, "clan+norm"), "fta_norm_only": (NormOnly, "norm"), "clan": (CLAN, "clan"),
+METHODS = {"fta_adv": (CLANNorm, "clan+norm"), "fta_norm_only": (NormOnly, "norm-only"), "clan": (CLAN, "clan"),
            "adaptsegnet": (AdaptSegNet, "adaptsegnet")}
 T, WARM = 8, 2
 HEADS = {"twoheads": {"layer5": "decoder.heads.0", "layer6": "decoder.heads.1"},
