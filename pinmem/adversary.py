@@ -217,7 +217,7 @@ class CLANNorm(CLAN):
 VISITING = dict(optimiser="sgd", lr=2.5e-3, encoder_lr=0.1, weight_decay=5e-4, visits="released")
 
 RELEASED = {
-    "norm": dict(VISITING, lam_norm=1.5e-4, schedule="warmpoly", focal=2.0),
+    "norm-only": dict(VISITING, lam_norm=1.5e-4, schedule="warmpoly", focal=2.0),
     "adaptsegnet": dict(VISITING, schedule="poly", lam_aux=0.1, d_width=64),
     "clan": dict(VISITING, schedule="warmpoly", focal=2.0, d_width=64),
     "clan+norm": dict(VISITING, lam_norm=1.5e-4, schedule="warmpoly", focal=2.0, d_width=64, lam_weight=0.009,

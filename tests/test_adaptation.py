@@ -209,6 +209,20 @@ def test_pin_the_memory_without_the_norm():
     assert counts == {2}, "the passes of the norm leave no trace"
 
 
+@pytest.mark.parametrize("network", [PINNED, {**PINNED, "head": "deeplabv2", "memory": False, "aux": True},
+                                     {**PINNED, "head": "fcn8s", "encoder": "tf_efficientnet_lite0"}])
+@pytest.mark.parametrize("cls", [NormOnly, AdaptSegNet])
+def test_other_networks(cls, network):
+    "One discriminator on the answer and longer features need no special head; a memory is written as ever."
+    method = make(cls, network)
+    before = {k: t.clone() for k, t in method.model.state_dict().items()}
+    row = train(method, 3)[-1]                                              # blocks begin with a scale of zero
+    assert torch.tensor(list(row.values())).isfinite().all()
+    assert ("loss_adv_aux" in row) == (cls is AdaptSegNet and "aux" in network)
+    after = method.model.state_dict()
+    assert all(not torch.equal(t, after[k]) for k, t in before.items() if not k.endswith("num_batches_tracked"))
+
+
 @pytest.mark.parametrize("name", ["clan+norm", "adaptsegnet", "adaptsegnet-side"])
 def test_computing_in_bfloat16(name):
     cls, network, how = METHODS[name]

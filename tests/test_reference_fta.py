@@ -181,7 +181,7 @@ def test_iou(file):
 
 # ------------------------------------------------------------------------------------------- whole iterations
 
-METHODS = {"fta_adv": (CLANNorm, "clan+norm"), "fta_norm_only": (NormOnly, "norm"), "clan": (CLAN, "clan"),
+METHODS = {"fta_adv": (CLANNorm, "clan+norm"), "fta_norm_only": (NormOnly, "norm-only"), "clan": (CLAN, "clan"),
            "adaptsegnet": (AdaptSegNet, "adaptsegnet")}
 T, WARM = 8, 2
 HEADS = {"twoheads": {"layer5": "decoder.heads.0", "layer6": "decoder.heads.1"},
@@ -354,6 +354,7 @@ def test_gradients_of_iterations(run):
         here = run.published(field.split("/")[1])
         for t, row in enumerate(grads):
             if here: same("steps:full gradient", row[here], run.numbers(field)[t])
+            else: assert not run.numbers(field)[t].any(), f"{field}: a branch that never runs has a gradient"
 
 
 def test_gradients_of_discriminators(run):
@@ -362,7 +363,7 @@ def test_gradients_of_discriminators(run):
         layer, part = name.split(".")
         return f"{kind}.layers.{PUBLISHED_D.index(layer)}.{part}"
     for k, kind in run.d.items():
-        assert run.numbers(f"d{k}_names").tolist() == published
+        assert run.numbers(f"d{k}_names").tolist() == published == run.numbers(f"dw{k}_names").tolist()
         check("gradient of D", run, f"d{k}", published, lambda name: "adversary." + here(kind, name),
               [row["grads"] for row in run.rows], "D:")
         check("weight of D", run, f"dw{k}", published, lambda name: here(kind, name),
