@@ -387,11 +387,13 @@ ADAPT = Preset(steps=300, algorithm=Learning(average=0.6, **GENTLE))
 
 # %% ../nbs/30_plan.ipynb #ad04
 def adapters(
-    head=None, # of a network, key of STRIDES; None: of any
-):        # -> list of methods
+    network=None, # `Network` of a run; None: of any
+):                # -> list of methods
     "What can adapt such a network."
-    fits = lambda cls: not head or cls.network.get("head", head) == head
-    return [name for name, cls in ALGORITHMS.items() if cls.unlabelled and fits(cls)]
+    def fits(cls):
+        return cls.unlabelled and (network is None or all(
+            getattr(network, name) == cls.network[name] for name in ("head", "memory") if name in cls.network))
+    return [name for name, cls in ALGORITHMS.items() if fits(cls)]
 
 # %% ../nbs/30_plan.ipynb #ad03
 def plan_adaptation(
@@ -404,8 +406,9 @@ def plan_adaptation(
 ):              # -> Plan
     "What adapts a run, checked."
     if method not in ALGORITHMS: raise ValueError(unknown("method", method, ALGORITHMS))
-    if method not in (able := adapters(begun.model.head)): raise ValueError(
-        f"method {method!r} cannot adapt {begin}, a network with head={begun.model.head!r}; choose {', '.join(able)}")
+    if method not in (able := adapters(begun.model)): raise ValueError(
+        f"method {method!r} cannot adapt {begin}, a network with head={begun.model.head!r} and "
+        f"memory={begun.model.memory}; choose {', '.join(able)}")
     for name, value in switches.items():
         if place_of(name) == "model": raise ValueError(f"{name}: the network is that of {begin}; leave it out")
         check_switch(method, name, value)
