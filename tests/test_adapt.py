@@ -143,7 +143,7 @@ def test_not_a_number_is_one_line_and_what_was_learned_is_kept(start, photos, tm
         calls.append(1)
         return torch.tensor(float("nan") if len(calls) > 4 else 0.0)
     monkeypatch.setattr("pinmem.feature_norm.norm_step", norm)
-    words = ["adapt", str(start.folder), str(photos), "--method", "norm-only", "--out", str(out), "--steps", "8", "--quiet",
+    words = ["adapt", str(start.folder), str(photos), "--method", "norm-only", "--lam-norm", "1", "--out", str(out), "--steps", "8", "--quiet",
              "--workers", "0", "--threads", "1"]
     assert main(words) == 2
     error = capsys.readouterr().err.strip()
