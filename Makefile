@@ -9,7 +9,7 @@ METHOD ?= pinmem
 MINUTES ?= 7.5
 comma  := ,
 
-.PHONY: train test browser lab check docs compare clean
+.PHONY: train test browser lab check docs compare adaptation clean
 .DELETE_ON_ERROR:
 
 $(READY): settings.ini setup.py pyproject.toml constraints.txt
@@ -50,3 +50,12 @@ CAMVID ?=
 UNSEEN := night,fog,rain,glare,desert
 compare: $(READY)          ## three methods, five seeds; goes on where it was stopped; CAMVID=FOLDER adds photographs
 	$(BIN)/pinmem compare --methods $(METHODS) --seeds $(SEEDS) --processes 2 --targets $(UNSEEN)$(if $(CAMVID),$(comma)camvid:$(CAMVID))
+
+ADAPT   := --processes 2 --photos $(CAMVID)/train --targets fog,night,camvid:$(CAMVID)/test
+adaptation: $(READY)       ## methods that adapt, five seeds, from the runs of `make compare`; CAMVID=FOLDER with train/ and test/
+	@test -n "$(CAMVID)" || { echo "name the photographs: make adaptation CAMVID=FOLDER, with train/ and test/ in it"; exit 2; }
+	$(BIN)/pinmem compare --methods source-only,bn-only,norm-only,min-entropy,max-square,max-square+norm,adaptsegnet $(ADAPT) \
+		--seeds $(SEEDS) --begin 'runs/compare/pinmem-default-{seed}-*' --out runs/adapt
+	$(BIN)/pinmem compare --methods aggregation --head twoheads --output-stride 16 --seeds $(SEEDS) --processes 2 --out runs/twoheads
+	$(BIN)/pinmem compare --methods source-only,bn-only,clan,clan+norm $(ADAPT) \
+		--seeds $(SEEDS) --begin 'runs/twoheads/aggregation-default-{seed}-*' --out runs/adapt-twoheads

@@ -148,3 +148,10 @@ def test_not_a_number_is_one_line_and_what_was_learned_is_kept(start, photos, tm
     assert main(words) == 2
     error = capsys.readouterr().err.strip()
     assert "step 2: loss_norm is not finite" in error and "\n" not in error and (out / "model.safetensors").exists()
+
+
+def test_photographs_without_streets_are_doubted(start, photos, tmp_path, capsys):
+    "A network of two steps recognises nothing as a street; the run goes on all the same."
+    run = adapt(start, photos, out=tmp_path / "a", method="bn-only", **{**AGAIN, "steps": 1})
+    said = capsys.readouterr().out
+    assert "do these photographs show streets?" in said and (run.folder / "model.safetensors").exists()
