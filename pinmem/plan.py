@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ALGORITHMS', 'GROUPS', 'SGD', 'PAPER_DATA', 'PRESETS', 'ROW', 'ROWS', 'FTA', 'ABOUT_MEMORY', 'BARE', 'GENTLE',
-           'ADAPT', 'Adapting', 'Learning', 'Data', 'Computing', 'Protocol', 'Drawing', 'Domains', 'Course', 'place_of',
-           'Preset', 'row_sources', 'takes', 'fits', 'check_switch', 'check_together', 'Plan', 'learning_of',
-           'sources_of', 'versions', 'still', 'plan', 'adapters', 'plan_adaptation', 'read_plan', 'in_words',
-           'read_switch']
+           'ADAPT', 'Adapting', 'Labelled', 'Learning', 'Data', 'Computing', 'Protocol', 'Drawing', 'Domains', 'Course',
+           'place_of', 'Preset', 'row_sources', 'takes', 'fits', 'check_switch', 'check_together', 'Plan',
+           'learning_of', 'sources_of', 'versions', 'still', 'plan', 'adapters', 'plan_adaptation', 'read_plan',
+           'in_words', 'read_switch']
 
 # %% ../nbs/30_plan.ipynb #0003
 import ast, platform, textwrap
@@ -46,7 +46,11 @@ class Adapting(MaxSquare.Switches, AdaptSegNet.Switches, CLAN.Switches):
     "Every switch of the methods that adapt to photographs."
 
 # %% ../nbs/30_plan.ipynb #0008b
-class Learning(PinTheMemory.Switches, RobustNet.Switches, Adapting):
+class Labelled(PinTheMemory.Switches, RobustNet.Switches):
+    "Every switch of the methods that learn from labels alone."
+
+# %% ../nbs/30_plan.ipynb #0008c
+class Learning(Labelled, Adapting):
     "Every switch of every method."
 
 # %% ../nbs/30_plan.ipynb #0009
@@ -125,7 +129,8 @@ class Domains(Drawing):
 # %% ../nbs/30_plan.ipynb #0016
 class Course(Domains):
     "One method, one seed."
-    method: str = switch("pinmem", "how to learn: " + ", ".join(ALGORITHMS))
+    method: str = switch("pinmem", ", ".join(name for name, cls in ALGORITHMS.items() if not cls.unlabelled)
+                         + "; with photos also the methods and switches of `pinmem adapt --help`")
     seed: int = switch(0, "of everything random", 0)
 
 # %% ../nbs/30_plan.ipynb #0017
