@@ -320,7 +320,7 @@ def place_domains(
     fits = [embed(points.x[here], method=method, unit=False, **how) for here in groups]
     xy = np.empty((len(points.x), 2))
     for here, fit in zip(groups, fits): xy[here] = fit.xy
-    return Embedding(xy, None, f'{len(fits)} fits: {fits[0].settings}' if apart else fits[0].settings)
+    return Embedding(xy, None, f'{len(fits)} fits: {fits[0].settings.split(",")[0]}' if apart else fits[0].settings)
 
 # %% ../nbs/41_embeddings.ipynb #fa16
 def draw_domains(
