@@ -4,22 +4,29 @@
 
 # %% auto #0
 __all__ = ['Points', 'sample_pixels', 'feature_maps', 'collect_pixels', 'collect_means', 'Embedding', 'embed', 'silhouette',
-           'separation', 'in_figures', 'draw_rows', 'draw_map', 'plot_embedding', 'Plane', 'fixed_plane', 'memory_path']
+           'separation', 'in_figures', 'draw_rows', 'draw_map', 'plot_embedding', 'class_alone', 'ClassMeans',
+           'means_alone', 'collect_alone', 'domain_ratio', 'domain_accuracy', 'domain_gap', 'place_domains',
+           'draw_domains', 'gap_in_figures', 'plot_domains', 'compare_systems', 'Plane', 'fixed_plane', 'memory_path']
 
 # %% ../nbs/41_embeddings.ipynb #0003
-import math
+import math, textwrap
 from typing import NamedTuple
 import matplotlib.patheffects as effects
 import matplotlib.pyplot as plt
 import numpy as np, torch
+from scipy.spatial.distance import cdist, pdist
 from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
 from sklearn.manifold import TSNE
 from sklearn.metrics import silhouette_samples
+from sklearn.model_selection import StratifiedGroupKFold, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from .data import to_tensor
 from .labels import CLASSES, COLOURS
 from .memory_init import normalise, one_hot
 from .memory_update import class_means
-from .plots import PALETTE, SMALL, to_numpy
+from .plots import PALETTE, SMALL, legend, present, show, to_numpy
 
 # %% ../nbs/41_embeddings.ipynb #0006
 class Points(NamedTuple):
@@ -108,10 +115,11 @@ def embed(
     method='tsne',  # 'tsne' or 'pca'
     perplexity=30,  # t-SNE: about how many neighbours a point tries to keep
     seed=0,         # t-SNE: of its random numbers
+    unit=True,      # vectors are divided by their length first
     **tsne,         # t-SNE: other settings of scikit-learn, such as learning_rate and max_iter
 ):                  # Embedding
-    "Place unit vectors in the plane."
-    both = [normalise(torch.as_tensor(v)) for v in (x, mem) if v is not None]
+    "Place vectors in the plane."
+    both = [normalise(v) if unit else v for v in (torch.as_tensor(v) for v in (x, mem) if v is not None)]
     both, p = to_numpy(torch.cat([v.float().cpu() for v in both])), len(x)      # (P + N, C)
     if method == 'pca':
         fitted = PCA(2, svd_solver='full').fit(both)
@@ -212,6 +220,162 @@ def plot_embedding(
     lines = [title, embedding.settings, in_figures(found) if found else '']
     fig.suptitle('\n'.join(line for line in lines if line), fontsize=10)
     return fig
+
+# %% ../nbs/41_embeddings.ipynb #fa02
+def class_alone(
+    x,       # (3, H, W) colours from 0 to 1
+    y,       # (H, W) train ids
+    n,       # the class that stays
+    colour,  # (3, 1, 1) of all other pixels
+):           # (3, H, W)
+    "A class-masked image: one class as it is, one colour everywhere else."
+    return torch.where(y == n, x, colour)
+
+# %% ../nbs/41_embeddings.ipynb #fa05
+class ClassMeans(NamedTuple):
+    "F of class-masked images: one vector for each image and class."
+    x: np.ndarray    # (P, C) as long as they are
+    cls: np.ndarray  # (P,) train id of each
+    dom: np.ndarray  # (P,) domain name of each
+    img: np.ndarray  # (P,) number of the image in its domain
+
+# %% ../nbs/41_embeddings.ipynb #fa06
+def means_alone(
+    model,        # `model.predict(x, full=True)['maps'][-1]` is F; `model.encoder.mean` the mean colour
+    domain,       # any domain
+    classes,      # train ids
+    images,       # look at no more than this many
+    black=False,  # paint the rest black, as the released script does
+):                # yields (C,) mean of F, train id, domain name, number of the image
+    "The mean of F over the cells of a class, of images that show nothing else."
+    colour = model.encoder.mean.cpu() * (not black)
+    for i in range(min(images, len(domain))):
+        x, y = to_tensor(*domain[i])
+        alone = torch.stack([class_alone(x, y, n, colour) for n in classes])    # (K, 3, H, W)
+        maps = model.predict(alone, full=True)['maps'][-1].float().cpu()        # (K, C, h, w)
+        cells = one_hot(y[None], len(CLASSES), maps.shape[-2:])[0, list(classes)] >= .5     # (K, h, w)
+        for n, f, inside in zip(classes, maps, cells):
+            if inside.sum() >= 4: yield f[:, inside].mean(1), n, domain.name, i
+
+# %% ../nbs/41_embeddings.ipynb #fa07
+def collect_alone(
+    model,        # as in `means_alone`
+    domains,      # list of domains, the source first
+    classes,      # train ids
+    images=40,    # images looked at in each domain
+    black=False,  # paint the rest black, as the released script does
+):                # ClassMeans
+    "Class by class and image by image, what the backbone makes of one class alone."
+    found = [row for domain in domains for row in means_alone(model, domain, classes, images, black)]
+    if not found: raise ValueError(
+        f'collect_alone: {", ".join(CLASSES[n] for n in classes)}: no image holds four cells of one; '
+        'expected large classes; name others or give larger images')
+    x, *rest = zip(*found)
+    return ClassMeans(to_numpy(torch.stack(x)), *map(np.array, rest))
+
+# %% ../nbs/41_embeddings.ipynb #fa10
+def domain_ratio(
+    source, target,  # (P, C) and (Q, C) vectors
+):                   # 1: as if of one domain; nan with fewer than two vectors on a side
+    "Mean distance across two domains, over the mean distance inside them."
+    if min(len(source), len(target)) < 2: return math.nan
+    inside = (pdist(source).mean() + pdist(target).mean()) / 2
+    return float(cdist(source, target).mean() / max(inside, 1e-12))
+
+# %% ../nbs/41_embeddings.ipynb #fa11
+def domain_accuracy(
+    points,   # ClassMeans, the source first
+    folds=5,  # parts that the images are cut into; each is asked about once
+    seed=0,   # of the cut
+):            # from about 0.5 (chance) to 1; nan with fewer than two images on a side
+    "How often a linear classifier tells from F, on images it has not seen, source from target."
+    target = points.dom != points.dom[0]
+    names = np.char.add(np.char.add(points.dom, ' '), points.img.astype(str))
+    folds = min(folds, *(len(np.unique(names[side])) for side in (~target, target)))
+    if folds < 2: return math.nan
+    judge = make_pipeline(StandardScaler(), LogisticRegression(class_weight='balanced', max_iter=1000))
+    cut = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    return float(cross_val_score(judge, points.x, target, groups=names, cv=cut, scoring='balanced_accuracy').mean())
+
+# %% ../nbs/41_embeddings.ipynb #fa12
+def domain_gap(
+    points,  # ClassMeans, the source first
+):           # dict: 'ratio' (dict: train id -> number), 'accuracy', 'length' (source, target)
+    "Numbers to stand beside the picture, measured in all C dimensions."
+    x, cls, target = points.x, points.cls, points.dom != points.dom[0]
+    ratio = {int(n): domain_ratio(x[(cls == n) & ~target], x[(cls == n) & target]) for n in np.unique(cls)}
+    lengths = np.linalg.norm(x, axis=1)
+    return dict(ratio=ratio, accuracy=domain_accuracy(points),
+                length=tuple(float(lengths[side].mean()) for side in (~target, target)))
+
+# %% ../nbs/41_embeddings.ipynb #fa15
+def place_domains(
+    points,        # ClassMeans
+    method='pca',  # 'pca' or 'tsne'
+    apart=False,   # one fit for each domain, as published; nothing across domains can be seen then
+    **how,         # for `embed`
+):                 # Embedding
+    "Places of all domains from one fit, lengths kept."
+    groups = [points.dom == d for d in dict.fromkeys(points.dom)] if apart else [points.dom != '']
+    fits = [embed(points.x[here], method=method, unit=False, **how) for here in groups]
+    xy = np.empty((len(points.x), 2))
+    for here, fit in zip(groups, fits): xy[here] = fit.xy
+    return Embedding(xy, None, f'{len(fits)} fits: {fits[0].settings.split(",")[0]}' if apart else fits[0].settings)
+
+# %% ../nbs/41_embeddings.ipynb #fa16
+def draw_domains(
+    ax,         # Axes
+    embedding,  # Embedding
+    points,     # ClassMeans it was made from, the source first
+):              # the same Axes
+    "Source as ×, target as ·, classes by colour."
+    target = points.dom != points.dom[0]
+    for side, marker, size in ((~target, 'x', 22), (target, 'o', 13)):
+        ax.scatter(*embedding.xy[side].T, s=size, marker=marker, c=COLOURS[points.cls[side]] / 255)
+    ax.set(xticks=[], yticks=[])
+    return ax
+
+# %% ../nbs/41_embeddings.ipynb #fa20
+def gap_in_figures(
+    gap,  # dict of `domain_gap`
+):        # some short lines
+    "The numbers of `domain_gap` in words."
+    ratios = ', '.join(f'{CLASSES[n]} {v:.2f}' for n, v in gap['ratio'].items())
+    lengths = '‖F‖ × {:.1f}, · {:.1f}'.format(*gap['length'])
+    ratios = '\n'.join(textwrap.wrap(f'ratio: {ratios}', 40))
+    return f'{ratios}\ndomain told right: {100 * gap["accuracy"]:.0f} %\n{lengths}'
+
+# %% ../nbs/41_embeddings.ipynb #fa21
+def plot_domains(
+    clouds,        # dict: name of a system -> ClassMeans
+    apart=False,   # one fit for each domain, as published
+    **how,         # for `embed`, e.g. perplexity
+):                 # Figure: PCA above t-SNE, one column for each system
+    "Figures 1 and 3 of Feature To Adapt, source and target fitted together."
+    fig, axes = plt.subplots(2, len(clouds), squeeze=False, figsize=(3.3 * len(clouds), 6.6), layout='constrained')
+    for column, (name, points) in zip(axes.T, clouds.items()):
+        for ax, method in zip(column, ('pca', 'tsne')):
+            placed = place_domains(points, method, apart, **how)
+            draw_domains(ax, placed, points).set_title(placed.settings, fontsize=8)
+        column[0].set_title(f'{name}\n{column[0].get_title()}', fontsize=9)
+        column[1].set_xlabel(gap_in_figures(domain_gap(points)), fontsize=8)
+    source, *targets = dict.fromkeys(np.concatenate([points.dom for points in clouds.values()]))
+    fig.suptitle(f'× {source}   · {", ".join(targets)}', fontsize=10)
+    return legend(fig, present(*(points.cls for points in clouds.values())), loc='outside lower center')
+
+# %% ../nbs/41_embeddings.ipynb #fa22
+def compare_systems(
+    models,       # dict: name of a system -> model, see `means_alone`
+    domains,      # list of domains, the source first
+    classes,      # train ids
+    images=40,    # images looked at in each domain
+    black=False,  # paint the rest black, as the released script does
+    apart=False,  # one fit for each domain, as published
+    **how,        # for `embed`, e.g. perplexity
+):                # Figure
+    "The same class-masked images through several systems."
+    clouds = {name: collect_alone(model, domains, classes, images, black) for name, model in models.items()}
+    return plot_domains(clouds, apart, **how)
 
 # %% ../nbs/41_embeddings.ipynb #0057
 class Plane(NamedTuple):

@@ -13,10 +13,12 @@ from PIL import Image
 from pinmem.app import explore, free_port
 from pinmem.bench import REST, Bench
 from pinmem.cli import main
-from pinmem.desk import Desk, State, fitting_size, open_picture, quick_network
+from pinmem.data import to_tensor
+from pinmem.desk import Desk, State, fitting_size, load_networks, open_picture, quick_network
 from pinmem.explorer import Explorer, Latest, bars, panels, places, words
 from pinmem.model import build_model
 from pinmem.plots import png_bytes
+from pinmem.runs import adapt, train
 from pinmem.training import save_model
 
 SMALL = dict(weights=None, encoder="test_resnet", channels=16, rates=(1, 2, 3), context_width=8, fine=8, width=16)
@@ -116,6 +118,28 @@ def test_without_memory(explorer):
     assert explorer.controls["tau"].disabled and explorer.controls["memory"].disabled
     x, y = view.pixel.x, view.pixel.y
     assert view.pixel.weights[view.pixel.pred] == view.thought.p[:, y, x].max(), "bars are those of the pixel itself"
+
+
+@pytest.mark.parametrize("memory", [True, False], ids=["memory", "no memory"])
+def test_two_heads_before_and_after_adaptation(tmp_path, memory):
+    "Both networks of an adaptation on one desk say what they say elsewhere; the pixel stays where it was."
+    quiet = dict(quiet=True, threads=1, workers=0, device="cpu")
+    make = dict(head="twoheads", encoder="test_resnet", weights=None, rates=(1, 2), method="pinmem" if memory else "aggregation")
+    train(["town", "winter"], 1, tmp_path / "start", targets=["fog"], size=(64, 32), scenes=2, exam=1, memory_images=2, crop=(64, 32),
+          **make, **quiet)
+    adapt(tmp_path / "start", "night", out=tmp_path / "adapted", method="clan+norm", targets=(), steps=2, **quiet)
+    networks = load_networks([tmp_path / "start", tmp_path / "adapted"])
+    explorer, said = Explorer(Desk(networks, size=(64, 32))), {}
+    explorer.controls["x"].value = 5
+    for name, net in networks.items():
+        explorer.controls["method"].value = name
+        view = said[name] = agrees(explorer)
+        logits = net.predict(to_tensor(view.image)[None])[0]          # (N, H, W)
+        assert np.allclose(view.thought.p, logits.softmax(0), atol=1e-5) and (view.trained == logits.argmax(0).numpy()).all()
+        assert view.pixel.x == 5 and (view.thought.w is not None) == memory == (not explorer.controls["tau"].disabled)
+        if memory: assert np.allclose(view.thought.w.sum(0), 1, atol=1e-5) and abs(view.thought.s).max() <= 1 + 1e-5
+    assert (said["start"].image == said["adapted"].image).all()
+    assert not np.allclose(said["start"].thought.p, said["adapted"].thought.p, atol=1e-5)
 
 
 @pytest.mark.parametrize("at", [(-1.0, -1.0), (0.5, 0.999), (1.0, 0.5), (7.0, 0.1), (0.1, 0.001), (float("nan"), 0.5)])
