@@ -72,7 +72,8 @@ class Algorithm:
     network = dict(memory=False)       # what it asks of `build_network`
     splits, fixed = False, {}          # it needs two domains or more; switches that it sets itself
     unlabelled = False                 # it learns from images without labels, too
-    settles = True                     # at the end, BatchNorm's statistics are collected anew from the sources
+    settles = "sources"                # images from which BatchNorm's statistics are collected anew at the end: these,
+                                       # 'both', with those without labels, or None: they stay as they are
     statistics = 0.0                   # share of the images' own statistics when it answers
     steps, done, seconds = 0, 0.0, 0.0 # number of steps taken, share of the run that is over, time it took
     mean = None                        # of the weights, once `average` of the run is over
@@ -234,7 +235,7 @@ class MLDG(Algorithm):
         alpha: float = switch(0.01, "inner rate, times the rate factor of the schedule", 0, 10)
         order: Literal[1, 2] = switch(2, "2: exact; 1: the inner gradient is taken as a constant")
         objective: Literal["sum", "mean", "outer"] = switch(
-            "sum", "step on inner + outer, on their mean over images, or on 'outer' alone (Eq 11)")
+            "sum", "inner + outer, their mean over images, or 'outer' alone (Eq 11)")
 
     def update(self, batches, unlabelled=None):
         self.ready(unlabelled)

@@ -161,7 +161,7 @@ def sgd_of_visits(
 # %% ../nbs/23_feature_norm.ipynb #0049
 class Adaptation(PushesNorms):
     "BN only: photographs pass through the network and move BatchNorm's statistics. Subclasses want more of them."
-    network, unlabelled, settles = {}, True, False  # any network; statistics stay as both kinds of images left them
+    network, unlabelled, settles = {}, True, None  # any network; statistics stay as both kinds of images left them
 
     class Switches(Algorithm.Switches, Objective, NormSwitches):
         "What a method that adapts may choose besides."
@@ -224,7 +224,7 @@ class Adaptation(PushesNorms):
 # %% ../nbs/23_feature_norm.ipynb #0050
 class SourceOnly(Adaptation):
     "The control: goes on with the sources alone; photographs are given and not looked at."
-    settles = True
+    settles = "sources"
 
     def update(self, batches, unlabelled=None):
         self.ready(unlabelled)

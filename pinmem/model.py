@@ -226,7 +226,7 @@ class Network(Settings):
     tau: float = switch(1.0, "temperature of the read", 1e-3, 1e3)
     read: Literal["softmax", "gumbel", "centred"] = switch("softmax", "gumbel: with noise; centred: ours")
     updater: Literal["raw", "normalised"] = switch("raw", "what U is given: f, or f of unit length")
-    fusion: Literal[Fusion.KINDS] = switch("bn", "of memory and feature; ours: identity, residual")
+    fusion: Literal[Fusion.KINDS] = switch("bn", "memory and feature; ours: identity, residual")
     label_mode: Literal["area", "bilinear"] = switch("area", "how labels come to the grid of f")
     coh_at: Literal["features", "labels"] = switch("features", "grid of the cohesion loss")
     aux_dropout: float = switch(0.1, "of the auxiliary head", 0, 1)

@@ -24,6 +24,7 @@ from .losses import Objective
 from .max_squares import MaxSquare, MaxSquareNorm, MinEntropy
 from .model import HEADS, Network, old_config
 from .normalisation import IBNa, IBNb, RobustNet, TSMLDG
+from .self_training import SelfTraining, SelfTrainingMemory
 from .settings import Settings, switch, unknown
 from .streets import UNSEEN
 from .variants import PinTheMemoryPlus
@@ -39,10 +40,11 @@ ALGORITHMS = {
     "pinmem+norm": PinTheMemoryNorm,
     "adaptsegnet": AdaptSegNet, "clan": CLAN, "clan+norm": CLANNorm,
     "min-entropy": MinEntropy, "max-square": MaxSquare, "max-square+norm": MaxSquareNorm,
+    "self-training": SelfTraining, "self-training-memory": SelfTrainingMemory,
 }
 
 # %% ../nbs/30_plan.ipynb #0008
-class Adapting(MaxSquare.Switches, AdaptSegNet.Switches, CLAN.Switches):
+class Adapting(MaxSquare.Switches, AdaptSegNet.Switches, CLAN.Switches, SelfTrainingMemory.Switches):
     "Every switch of the methods that adapt to photographs."
 
 # %% ../nbs/30_plan.ipynb #0008b

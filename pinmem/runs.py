@@ -183,13 +183,15 @@ def watchers(
 def settle(
     model,   # trained
     batches, # DomainBatches
+    photos,  # DomainBatches without labels that have a say as well, or None
     step,    # number of steps taken
     n,       # number of batches
 ):
     "Collect BatchNorm's statistics anew, from the batches that would come next; the same ones whenever it is called."
     if not n: return
     torch.manual_seed(batches.seed)
-    collect_statistics(model, (pool(batch)[0].to(model.device) for batch in batches.stream(step, step + n)))
+    streams = [part.stream(step, step + n) for part in (batches, photos) if part]
+    collect_statistics(model, (pool(sum(found, []))[0].to(model.device) for found in zip(*streams)))
 
 # %% ../nbs/36_runs.ipynb #0025
 def learn(
@@ -212,7 +214,8 @@ def learn(
                       unlabelled=unseen and (lambda step: next(unseen)[0][0].to(device)))
         algorithm.end()
         unweigh(algorithm.model, plan.data.unweigh)
-        settle(algorithm.model, batches, done, min(plan.data.settle, done))
+        both = photos if algorithm.settles == "both" else None
+        settle(algorithm.model, batches, both, done, min(plan.data.settle, done))
         if done < plan.steps: print(f"stopped after step {done} of {plan.steps}; what was learned is kept")
     finally:
         stream.close()
@@ -340,8 +343,8 @@ def doubt_streets(
     below, above = like_streets(model, [domain[i][0] for i in evenly(len(domain), 12)], score)
     if min(below, above) < 0.8: print(
         f"do these photographs show streets? to the network at hand {100 * below:.0f} % of their lower thirds are "
-        f"ground, traffic or people, {100 * above:.0f} % of their upper thirds sky, houses or trees; streets have 90 or "
-        f"more of both, so expect little", flush=True)
+        f"ground, traffic or people, {100 * above:.0f} % of their upper thirds sky, houses or trees; streets have "
+        f"90 or more of both, so expect little", flush=True)
 
 # %% ../nbs/36_runs.ipynb #0034
 def train(

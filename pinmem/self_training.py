@@ -122,7 +122,8 @@ def settled(
 # %% ../nbs/26_self_training.ipynb #0029
 class SelfTraining(Algorithm):
     "A slow teacher labels the photographs; the student learns from changed copies, mixed with source classes."
-    network, unlabelled, teacher, facts = {}, True, None, {}
+    network, unlabelled, settles = {}, True, "both"   # at the end statistics come from sources and photographs
+    teacher, facts = None, {}
 
     class Switches(Algorithm.Switches, Objective):
         "What may be chosen about the labels."

@@ -16,7 +16,7 @@ SMALL = dict(weights=None, channels=16, rates=(1, 2, 3), context_width=8, fine=8
 NETWORKS = [(encoder, head) for encoder in ("tf_efficientnet_lite0", "test_resnet")
             for head in ("deeplabv3plus", "deeplabv2", "fcn8s")]
 SPLITS = {"mldg", "mldg-first", "episodic-memory", "pinmem", "pinmem+", "pinmem+norm", "tsmldg"}
-MEMORY = {"aggregation-memory", "episodic-memory", "pinmem", "pinmem+", "pinmem+norm"}
+MEMORY = {"aggregation-memory", "episodic-memory", "pinmem", "pinmem+", "pinmem+norm", "self-training-memory"}
 ADAPT = {method for method, cls in ALGORITHMS.items() if cls.unlabelled}  # these are also given images without labels
 CASES = [(method, encoder, head) for method, cls in ALGORITHMS.items() for encoder, head in NETWORKS
          if method not in ADAPT or (encoder, head) == ("test_resnet", "deeplabv3plus")]

@@ -17,15 +17,6 @@ SMALL = dict(encoder="test_resnet", weights=None, channels=16, rates=(1, 2, 3), 
 FEW = dict(threads=1, workers=0, quiet=True)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def registered():
-    "The methods under their keys, as a plan knows them."
-    added = {key: cls for key, cls in METHODS.items() if key not in plan.ALGORITHMS}
-    plan.ALGORITHMS.update(added)
-    yield
-    for key in added: del plan.ALGORITHMS[key]
-
-
 def toy(seed, size=(32, 64)):
     "Two batches of sources, a part of them ignored, and photographs."
     g = torch.Generator().manual_seed(seed)
