@@ -735,7 +735,7 @@ def test_every_set_trains_and_evaluates_through_the_command(root, tmp_path, caps
     "One step on a tiny network, once as a source and once as a target."
     from test_training_size import LITTLE, WORDS
     from pinmem import cli
-    monkeypatch.setattr(cli, 'report_run', lambda *args: None)
+    monkeypatch.setattr('pinmem.report.report_run', lambda *args: None)
     BUILD[kind](root)
     spec, run = f'{kind}:{root}', str(tmp_path / 'run')
     assert cli.main(['train', '--method', 'pinmem', '--sources', f'town,{spec}', '--targets', spec, '--steps', '2', '--out', run,

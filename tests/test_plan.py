@@ -70,8 +70,9 @@ def test_every_stored_result_was_planned_by_something_that_can_be_read():
     assert configs
     for config in configs:
         made = read_plan(config)
-        assert made.method == config["method"] and made.data.crop == tuple(config["crop"]) and made.steps == config["steps"]
-        assert made.data.settle == config.get("settle", 0) and made.data.unweigh == config.get("unweigh", 0)
+        data = config.get("data", config)                             # older versions kept them beside the rest
+        assert made.method == config["method"] and made.data.crop == tuple(data["crop"]) and made.steps == config["steps"]
+        assert made.data.settle == data.get("settle", 0) and made.data.unweigh == data.get("unweigh", 0)
         assert {name: made.algorithm[name] for name in config["algorithm"]} == config["algorithm"]
 
 

@@ -349,7 +349,7 @@ def test_what_a_row_fixes(preset):
     sets = [f"{name}:somewhere" for name in PRESETS[preset].sources]
     made = plan("pinmem", preset, sets[::-1], 120_000)
     assert made.data.model_dump() == dict(per_domain=4, crop=(768, 768), scale=(0.5, 2.0), photometric="paper", photometric_test="hard",
-                                          rare=0.0, balance=0.0, unweigh=0.0, settle=0, memory_images=0)
+                                          rare=0.0, balance=0.0, unweigh=0.0, settle=0, memory_images=0, photos_per_step=4)
     learned = dict(optimiser="sgd", lr=0.01, encoder_lr=1.0, weight_decay=5e-4, schedule="exp", alpha=0.0025, order=2, objective="sum")
     assert {name: made.algorithm[name] for name in learned} == learned and made.algorithm["warm"] == made.algorithm["average"] == 0
     assert list(made.sources) == (sets * 2 if preset == "g-r50" else sets)
@@ -439,7 +439,7 @@ def test_a_row_on_miniatures_with_one_command(tmp_path, capsys, monkeypatch):
         if len(calls) == 2: raise torch.OutOfMemoryError("CUDA out of memory")
         return update(self, batch)
     monkeypatch.setattr(ALGORITHMS["pinmem"], "update", once)
-    monkeypatch.setattr(cli, "report_run", lambda *args: None)
+    monkeypatch.setattr("pinmem.report.report_run", lambda *args: None)
     words = ["train", "--preset", "gs-r50", "--sources", f"gtav:{tmp_path / 'g'}", f"synthia:{tmp_path / 's'}", "--targets",
              f"cityscapes:{tmp_path / 'c'}", "--steps", "3", "--out", str(tmp_path / "run"), *WORDS, *LITTLE, "--quiet"]
     words[words.index("--workers") + 1] = "1"
