@@ -1,5 +1,6 @@
 """The command as a user meets it: the whole path once, resuming, and every mistake in one line."""
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -377,10 +378,10 @@ def test_a_folder_as_people_have_it(run, tmp_path, capsys):
     assert "--window" in refused(capsys, "predict", str(run), str(folder), "--out", str(tmp_path / "third"), "--memory", "--window", "64", "64")
 
 
-def test_help_of_train_fits_two_screens(monkeypatch, capsys):
-    monkeypatch.setenv("COLUMNS", "140")
-    assert main(["train", "--help"]) == 0
-    text = capsys.readouterr().out
+def test_help_of_train_fits_two_screens():
+    "In a process of its own: the width of a terminal is read once."
+    words = [sys.executable, "-c", "from pinmem.cli import main; main(['train', '--help'])"]
+    text = subprocess.run(words, env={**os.environ, "COLUMNS": "140"}, capture_output=True, text=True, check=True).stdout
     assert 60 < len(text.splitlines()) <= 110 and all(word in text for word in ("--tau", "--lam1", "--crop", "--flip", "Network", "Method"))
 
 
