@@ -17,6 +17,7 @@ from pydantic import ValidationError, create_model
 from tqdm.auto import tqdm
 import pinmem
 from .checkpoints import convert
+from .compare import with_lists
 from .comparison import compare, lost_cells
 from .data import find_images
 from .datasets import open_domain, split_names
@@ -52,8 +53,7 @@ def given(
     *groups,  # of Settings
 ):            # -> dict
     "What somebody named, without the defaults; names of domains separated by commas are taken apart."
-    found = {name: value for group in groups for name, value in group.given().items()}
-    return {name: split_names(value) if name in ("sources", "targets") else value for name, value in found.items()}
+    return with_lists({name: value for group in groups for name, value in group.given().items()})
 
 # %% ../nbs/90_cli.ipynb #0010
 def preset_words(

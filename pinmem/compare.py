@@ -97,6 +97,8 @@ def make_cells(
         if not isinstance(seed, int) or seed < 0:
             raise ValueError(f"seed {seed!r}: expected a whole number, 0 or more; change it")
     variants = [(m, n, {**common, **o}) for n, o in settings.items() for m in methods]
+    for begin in {o["begin"] for _, _, o in variants if o.get("begin")}:
+        for seed in seeds: find_run(begin, seed)                      # a start that is missing is missed now
     planned = [(m, n, o, plan_cell(m, n, o, seeds[0])) for m, n, o in variants]
     cells, first = [Cell(m, s, n, o, p) for s in seeds for m, n, o, p in planned], {}
     for cell in cells:

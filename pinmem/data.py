@@ -176,14 +176,13 @@ LABEL_ENDINGS = '_label', '_labels', '_mask', '_gt', '_seg', '_L', '_labelIds', 
 # %% ../nbs/02_data.ipynb #ph02
 class Photos:
     "Pictures alone: the label of each is IGNORE everywhere, and no label file is ever opened."
-    labels = FULL
     def __init__(
         self,
         readers,      # list of (key, function without arguments -> (H, W, 3) uint8)
-        name='photos', # in tables
+        passed=(),    # label files beside the pictures, which are not looked at
         height=None,  # shrink taller pictures to this height, pixels
     ):
-        self.readers, self.name, self.height = list(readers), name, height
+        self.readers, self.passed, self.height = list(readers), list(passed), height
         self.picture = functools.lru_cache(1000)(self.read)           # small sets are decoded once
 
     def __len__(self): return len(self.readers)

@@ -488,6 +488,4 @@ def open_photos(
         readers, passed = readers_of(spec, n, seed, size)
         found, labels = found + readers, labels + passed
     if not found: raise ValueError('photos: none named; name pictures, or a folder of them')
-    if labels: print(f'{len(labels)} label file(s) beside the photographs are not looked at', flush=True)
-    if len(found) == 1: print('a single photograph: all that can be learned is what this one looks like', flush=True)
-    return Photos(found, ' and '.join(map(str, specs)), height)
+    return Photos(found, labels, height)

@@ -115,6 +115,8 @@ def make_photos(
     if not plan.photos: return None
     seed, data = PHOTOS + plan.seed, plan.data
     photos = open_photos(plan.photos, plan.score.height, plan.scenes, seed, plan.size)
+    if photos.passed: print(f"{len(photos.passed)} label file(s) beside the photographs are not looked at", flush=True)
+    if len(photos) == 1: print("a single photograph: all that can be learned is what this one looks like", flush=True)
     for i in evenly(len(photos), 20): photos[i]                       # what cannot be read is said now
     return DomainBatches([photos], data.photos_per_step, data.crop, seed, workers=1, change=PHOTOMETRIC["none"],
                          scale=data.scale)

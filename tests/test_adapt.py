@@ -8,10 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
+from helpers import complaint
+from pinmem.algorithms import pool
 from pinmem.cli import main
+from pinmem.compare import make_cells, train_words
 from pinmem.datasets import open_photos
 from pinmem.labels import IGNORE
-from pinmem.runs import Run, adapt, resume, train
+from pinmem.model import collect_statistics
+from pinmem.runs import Run, adapt, make_batches, make_photos, open_sources, resume, settle, train
 from pinmem.streets import draw
 
 SMALL = dict(size=(128, 64), scenes=4, exam=2, quiet=True, threads=1, workers=0, device="cpu", memory_images=4, crop=(64, 32))
@@ -85,7 +89,7 @@ def test_it_begins_with_the_weights_of_the_run(start, photos, tmp_path):
     assert moved and all(name.endswith(("running_mean", "running_var", "num_batches_tracked")) or name == "mem" for name in moved)
 
 
-def test_photographs_as_people_have_them(tmp_path, capsys):
+def test_photographs_as_people_have_them(tmp_path):
     rng = np.random.default_rng(0)
     def save(name, h, w, mode="RGB"):
         image = Image.fromarray(rng.integers(0, 255, (h, w, 3), np.uint8)).convert(mode)
@@ -94,10 +98,10 @@ def test_photographs_as_people_have_them(tmp_path, capsys):
     save("a.png", 64, 96, "L"); save("a_label.png", 64, 96, "L")
     found = open_photos([tmp_path], height=256)
     assert sorted(key.rsplit("/", 1)[-1] for key, _ in found.readers) == ["a.jpg", "clear.png", "grey.png", "large.jpg"]
-    assert "2 label file(s)" in capsys.readouterr().out
+    assert [path.name for path in found.passed] == ["a.png", "a_label.png"]
     shapes = {image.shape for image, label in (found[i] for i in range(4)) if (label == IGNORE).all()}
     assert shapes == {(256, 455, 3), (64, 96, 3)}
-    assert "a single photograph" in (open_photos([tmp_path / "a.jpg"]), capsys.readouterr().out)[1]
+    assert len(open_photos([tmp_path / "a.jpg"])) == 1
 
 
 def test_mistakes_are_one_line(start, photos, tmp_path, capsys):
@@ -155,3 +159,42 @@ def test_photographs_without_streets_are_doubted(start, photos, tmp_path, capsys
     run = adapt(start, photos, out=tmp_path / "a", method="bn-only", **{**AGAIN, "steps": 1})
     said = capsys.readouterr().out
     assert "do these photographs show streets?" in said and (run.folder / "model.safetensors").exists()
+
+
+def test_a_single_photograph_is_enough_and_said(start, photos, tmp_path, capsys):
+    run = adapt(start, photos / "images/0.png", out=tmp_path / "one", method="norm-only", **{**AGAIN, "steps": 1})
+    assert "a single photograph" in capsys.readouterr().out and len(run.log["step"]) == 1
+
+
+def test_train_goes_on_from_a_run_as_adapt_does(start, photos, tmp_path):
+    how = {**AGAIN, "steps": 2, "method": "norm-only"}
+    one, other = adapt(start, photos, out=tmp_path / "a", **how), train(begin=start.folder, photos=[photos], out=tmp_path / "b", **how)
+    assert digest(one.folder) == digest(other.folder) and one.plan == other.plan
+    words = ["train", "--begin", str(start.folder), "--photos", f"{photos},fog", "--method", "bn-only", "--out", str(tmp_path / "c"),
+             "--steps", "1", "--targets", "", "--quiet", "--threads", "1", "--workers", "0"]
+    assert main(words) == 0 and Run.open(tmp_path / "c").plan.photos == (str(photos), "fog")
+
+
+def test_statistics_from_both_kinds_of_images(start, photos):
+    "`settle` with photographs is the collection over joint batches; without, over the sources alone."
+    made = start.plan.but(method="self-training", photos=(str(photos),), algorithm={})
+    batches, pictures = make_batches(made, open_sources(made)), make_photos(made)
+    def collected(more):
+        model = Run.open(start.folder).model
+        settle(model, batches, more, 3, 2)
+        return model.state_dict()["encoder.backbone.bn1.running_mean"]
+    by_hand = Run.open(start.folder).model
+    torch.manual_seed(batches.seed)
+    collect_statistics(by_hand, [pool([*batches.batch(t), *pictures.batch(t)])[0] for t in (3, 4)])
+    assert torch.equal(collected(pictures), by_hand.state_dict()["encoder.backbone.bn1.running_mean"])
+    assert not torch.allclose(collected(pictures), collected(None))
+
+
+def test_a_comparison_goes_on_from_one_run_a_seed(start, photos, tmp_path):
+    for seed in (0, 1): shutil.copytree(start.folder, tmp_path / f"start-{seed}-x")
+    common = dict(begin=str(tmp_path / "start-{seed}-*"), photos=str(photos), steps=2)
+    cells = make_cells(["source-only", "norm-only"], [0, 1], {"default": {}}, common)
+    assert len(cells) == 4 and cells[1].plan["photos"] == [str(photos)] and cells[0].plan["model"]["tau"] == start.plan.model.tau
+    assert [json.loads(train_words(cell, tmp_path)[-1])["begin"][-3] for cell in cells] == ["0", "0", "1", "1"]
+    complaint(ValueError, lambda: make_cells(["norm-only"], [0, 5], {"default": {}}, common), "start-5-*", "names no folder(s)")
+    complaint(ValueError, lambda: make_cells(["clan"], [0], {"default": {}}, common), "'clan' cannot adapt")
