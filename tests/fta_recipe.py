@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from helpers import load_recipe
 
@@ -18,25 +17,6 @@ STEPS = sorted(FOLDER.glob("fta_steps_*.npz"))
 
 words = load_recipe()
 uniform, gauss, probe, labels = words.uniform, words.gauss, words.probe, words.labels  # name, shape, seed -> float64
-
-WORST = {}  # kind of number -> largest error met, shown by `pytest -s`
-
-
-def tensor(array):
-    return torch.from_numpy(np.array(array))
-
-
-def same(name, got, want, limit=1e-9):
-    "Arrays within `limit` of their largest entry, scalars within a relative 1e-8."
-    got = got.detach().numpy() if torch.is_tensor(got) else np.asarray(got)
-    want = np.asarray(want)
-    assert got.shape == want.shape, f"{name}: shape {got.shape}, expected {want.shape}"
-    assert np.isfinite(got).all(), f"{name}: not finite"
-    scale = max(np.abs(want).max(), 1e-30)
-    error = np.abs(got - want).max() / scale
-    kind = name.split(":")[0]
-    WORST[kind] = max(WORST.get(kind, 0), error)
-    assert error <= (limit if want.ndim else max(limit, 1e-8)), f"{name}: error {error:.2e} of {scale:.3g}"
 
 
 class Numbers:

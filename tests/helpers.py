@@ -7,7 +7,9 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = ROOT / "tests" / "reference"
@@ -19,6 +21,26 @@ def load_recipe():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+WORST = {}  # kind of number -> largest error met, shown by `pytest -s`
+
+
+def same(name, got, want, limit=1e-9):
+    "Arrays within `limit` of their largest entry, scalars within a relative 1e-8."
+    got = got.detach().numpy() if torch.is_tensor(got) else np.asarray(got)
+    want = np.asarray(want)
+    assert got.shape == want.shape, f"{name}: shape {got.shape}, expected {want.shape}"
+    assert np.isfinite(got).all(), f"{name}: not finite"
+    scale = max(np.abs(want).max(), 1e-30)
+    error = np.abs(got - want).max() / scale
+    kind = name.split(":")[0]
+    WORST[kind] = max(WORST.get(kind, 0), error)
+    assert error <= (limit if want.ndim else max(limit, 1e-8)), f"{name}: error {error:.2e} of {scale:.3g}"
+
+
+def tensor(array):
+    return torch.from_numpy(np.array(array))
 
 
 def complaint(kind, f, *words):

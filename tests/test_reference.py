@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from helpers import load_recipe
+from helpers import WORST, load_recipe, same, tensor
 from pinmem.losses import Objective, cohesion_loss, divergence_terms
 from pinmem.memory_init import one_hot
 from pinmem.memory_read import Fusion, read
@@ -22,28 +22,9 @@ FOLDER = Path(os.environ.get("PINMEM_REFERENCE", HERE))
 STEPS = sorted(FOLDER.glob("official_step_*.npz"))
 MODULES = sorted(FOLDER.glob("official_modules_*.npz"))
 CASES = ["train", "odd", "eval", "temp05_mom099", "gumbel"]
-WORST = {}  # kind of number -> largest error met, shown by `pytest -s`
 
 
 recipe = load_recipe()
-
-
-def same(name, got, want, atol_scale=1e-9):
-    "Arrays within 1e-9 of their largest entry, scalars within a relative 1e-8."
-    got = got.detach().numpy() if torch.is_tensor(got) else np.asarray(got)
-    want = np.asarray(want)
-    assert got.shape == want.shape, f"{name}: shape {got.shape}, expected {want.shape}"
-    assert np.isfinite(got).all(), f"{name}: not finite"
-    scale = max(np.abs(want).max(), 1e-12)
-    error = np.abs(got - want).max() / scale
-    kind = name.split(":")[0]
-    WORST[kind] = max(WORST.get(kind, 0), error)
-    limit = 1e-8 if want.ndim == 0 else atol_scale
-    assert error <= limit, f"{name}: error {error:.2e} of {scale:.3g}"
-
-
-def tensor(array):
-    return torch.from_numpy(np.array(array))
 
 
 # ---------------------------------------------------------------------------------------------- modules

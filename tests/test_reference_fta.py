@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import fta_recipe as recipe
-from fta_recipe import LOSSES, STEPS, WORST, Numbers, same, tensor
+from fta_recipe import LOSSES, STEPS, Numbers
+from helpers import WORST, same, tensor
 from pinmem.adversary import (RELEASED, AdaptSegNet, CLAN, CLANNorm, Discriminator, discrepancy_map, head_cosine,
                               weighted_bce)
 from pinmem.decoders import DilatedHead, resize

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import fta_recipe as recipe
-from fta_recipe import LOSSES, WORST, Numbers, same, tensor
+from fta_recipe import LOSSES, Numbers
+from helpers import WORST, same, tensor
 from pinmem.decoders import resize
 from pinmem.feature_norm import damping
 from pinmem.max_squares import entropy, image_weights, max_squares, mix
