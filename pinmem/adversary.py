@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 from .decoders import resize
-from .feature_norm import Adaptation, damping
+from .feature_norm import Adaptation, NormOn, damping
 from .meta_step import gradients
 from .settings import switch
 
@@ -209,9 +209,7 @@ class CLAN(Adversarial):
 # %% ../nbs/24_adversary.ipynb #0037
 class CLANNorm(CLAN):
     "Feature To Adapt: CLAN, and L_norm on both kinds of images."
-    class Switches(CLAN.Switches):
-        "The norm loss is on."
-        kappa: float = switch(0.1, "sets lam_norm: share of its gradient at F in that of L_seg; 0: none", 0, 1e3)
+    class Switches(NormOn, CLAN.Switches): "The norm loss is on."
 
 # %% ../nbs/24_adversary.ipynb #0045
 VISITING = dict(optimiser="sgd", lr=2.5e-3, encoder_lr=0.1, weight_decay=5e-4, visits="released")

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import nn
 from .decoders import resize
-from .feature_norm import Adaptation
+from .feature_norm import Adaptation, NormOn
 from .labels import IGNORE
 from .losses import seg_loss
 from .settings import switch
@@ -106,9 +106,7 @@ class MinEntropy(MaxSquare):
 # %% ../nbs/25_max_squares.ipynb #0042
 class MaxSquareNorm(MaxSquare):
     "MaxSquare whose features should grow as well."
-    class Switches(MaxSquare.Switches):
-        "The norm loss is on."
-        kappa: float = switch(0.1, "sets lam_norm: share of its gradient at F in that of L_seg; 0: none", 0, 1e3)
+    class Switches(NormOn, MaxSquare.Switches): "The norm loss is on."
 
 # %% ../nbs/25_max_squares.ipynb #0048
 def mix(
