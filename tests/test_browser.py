@@ -170,11 +170,13 @@ class Page:
         assert until(self.table, trial_rows(t)) == trial_rows(t)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def page(browser, app_url):
+    "A page of its own for each test, so that none depends on where another has left it."
     page = Page(browser, app_url)
     page.locator("[role=status] p").first.wait_for()
-    return page
+    yield page
+    page.page.close()
 
 
 def test_explorer(page, desk):
@@ -222,12 +224,11 @@ def test_own_picture_in_a_second_tab(page, browser, app_url, desk, tmp_path):
     other.explores(desk.view(State("filled", "own picture: photo.jpg", 0, 59, 64, tau=0.1)))
     page.says(before)                                                         # the first tab has not moved
     other.locator("label:has-text('picture') + select").select_option("fog")
-    page.locator("label:has-text('method') + select").select_option("filled")
-    page.locator("label:has-text('class') + select").select_option("nearest row at the pixel")
+    page.locator("input[type=checkbox]").uncheck()
     for where, key in ((page, "End"), (other, "Home")):                       # both at once
         where.slider("column x").focus()
         where.page.keyboard.press(key)
-    page.explores(desk.view(State("filled", "town", 0, 255, 42, tau=0.1, memory=False)))
+    page.explores(desk.view(State("filled", "town", 0, 255, 64, tau=0.1, memory=False)))
     other.explores(desk.view(State("filled", "fog", 0, 0, 64, tau=0.1)))
     other.clean()
     other.page.close()
