@@ -1,4 +1,5 @@
 """Generate pinmem/*.py, README.md and clean notebooks from nbs/; without --write, fail if anything changed."""
+import configparser
 import json
 import os
 import subprocess
@@ -19,17 +20,55 @@ def modules():
     return sorted({*(ROOT / "pinmem").rglob("*.py")} - {ROOT / "pinmem" / "__init__.py"})
 
 
+def address():
+    "Where the project can be fetched from: `git_url` of settings.ini, if that is on GitHub; else nothing is fetched anywhere."
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "settings.ini", encoding="utf-8")
+    url = settings["DEFAULT"]["git_url"]
+    return url if url.startswith("https://github.com/") else ""
+
+
+HERE = """#| hide
+import importlib.util
+if importlib.util.find_spec("pinmem") is None:
+    raise ImportError("pinmem is not installed here; in the folder of the project run: pip install -e .")"""
+FETCH = """#| hide
+# in Colab: fetch the project once
+import importlib.util
+if importlib.util.find_spec("pinmem") is None:
+    get_ipython().system("git clone -q {url} && pip install -q ./{name}")
+    get_ipython().run_line_magic("cd", "{name}/{folder}")"""
+BADGE = "[![Open in Colab]"
+
+
+def set_head(notebook, path, url):
+    "A badge for Colab under the summary and a first cell that fetches the project, both only where there is an address."
+    if path == "nbs/index.ipynb": return
+    lines = "".join(notebook["cells"][0]["source"]).split("\n")
+    if (at := next((i for i, line in enumerate(lines) if line.startswith(BADGE)), None)) is not None: del lines[at:at + 2]
+    if url:
+        end = next(i for i, line in enumerate(lines) if i > 1 and not line.startswith(">"))
+        picture, there = "../" * (path.count("/") - 1) + "images/colab.svg", url.replace("github.com", "colab.research.google.com/github")
+        lines[end:end] = ["", f"{BADGE}({picture})]({there}/blob/main/{path})"]
+    notebook["cells"][0]["source"] = "\n".join(lines).rstrip().splitlines(keepends=True)
+    first = next(cell for cell in notebook["cells"] if cell["cell_type"] == "code")
+    text = FETCH.format(url=url, name=url.rsplit("/", 1)[-1], folder=path.rsplit("/", 1)[0]) if url else HERE
+    first["source"] = text.splitlines(keepends=True)
+
+
 def generate():
     "Export every module anew, write README.md from index.ipynb, strip what does not belong into a notebook."
     os.chdir(ROOT)
+    url = address()
     for path in modules():
         path.unlink()
     subprocess.run([BIN / "nbdev_export"], check=True)
     subprocess.run([BIN / "nbdev_clean"], check=True)
     for path in notebooks():
         notebook = json.loads(path.read_text(encoding="utf-8"))
-        if notebook["metadata"].pop("widgets", None) is not None:
-            path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        notebook["metadata"].pop("widgets", None)
+        set_head(notebook, str(path.relative_to(ROOT)), url)
+        path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     write_readme(ROOT / "nbs" / "index.ipynb", ROOT / "README.md")
 
 

@@ -1,11 +1,12 @@
 """Every notebook runs from top to bottom, in its own process, and is stored in the form a reader needs."""
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
-from nbdev.config import get_config
 
 from helpers import ROOT, notebook_processes, run_notebook
+from in_step import address, set_head
 
 NBS = sorted([*(ROOT / "nbs").glob("*.ipynb"), *(ROOT / "nbs" / "streets").glob("*.ipynb")])
 
@@ -48,12 +49,23 @@ def test_a_widget_has_a_picture_before_it(path):
         pictures += bool(kinds & {"image/png", "image/jpeg"})
 
 
-@pytest.mark.parametrize("path", [p for p in NBS if p.stem != "index"], ids=lambda p: p.stem)
-def test_opens_in_colab(path):
-    "A badge that leads to this very notebook, and a first code cell that fetches the project when it is not there."
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    owner, project = (get_config()[key] for key in ("user", "repo"))
-    assert f"https://colab.research.google.com/github/{owner}/{project}/blob/main/{path.relative_to(ROOT)}" in "".join(cells[0]["source"])
-    first = "".join(next(c for c in cells if c["cell_type"] == "code")["source"])
-    assert f"git clone -q https://github.com/{owner}/{project} " in first
-    exec(first, {"get_ipython": lambda: pytest.fail("fetches a project that is there")})
+@pytest.mark.parametrize("path", ["nbs/11_memory_init.ipynb", "nbs/streets/00_styles.ipynb"])
+def test_fetches_the_project_only_where_it_has_an_address(path):
+    "The badge leads to this very notebook; without an address nothing is fetched, and the first cell says what to do."
+    cells = (notebook := json.loads((ROOT / path).read_text(encoding="utf-8")))["cells"]
+    first, without = next(c for c in cells if c["cell_type"] == "code"), json.dumps(notebook)
+    assert address() == "" and "colab" not in without.lower()                # as long as the project has none
+    assert "pip install -e ." in "".join(first["source"])
+    set_head(notebook, path, "https://github.com/someone/project")
+    badge = re.search(r"\[!\[.*]\((.*)\)]\((.*)\)", "".join(cells[0]["source"]))
+    assert ((ROOT / path).parent / badge[1]).is_file()
+    assert badge[2] == f"https://colab.research.google.com/github/someone/project/blob/main/{path}"
+    run = []
+    shell = SimpleNamespace(system=run.append, run_line_magic=lambda *a: run.append(a))
+    there = SimpleNamespace(find_spec=lambda name: None)
+    exec("".join(first["source"]).replace("import importlib.util", ""),
+         {"get_ipython": lambda: shell, "importlib": SimpleNamespace(util=there)})
+    assert run == ["git clone -q https://github.com/someone/project && pip install -q ./project",
+                   ("cd", f"project/{path.rsplit('/', 1)[0]}")]
+    set_head(notebook, path, "")
+    assert json.dumps(notebook) == without
