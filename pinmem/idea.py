@@ -119,7 +119,8 @@ def light_table(
     lines = ['| light | ' + ' | '.join(heads) + ' |', '|---' * (len(heads) + 1) + '|']
     show = lambda name, value: f'{value:.2f}' if name == 'cosine' else f'{100 * value:.0f} %'
     for light, one in found.items():
-        lines.append(f"| {light} | " + ' | '.join(show(name, one[name]) for name in columns) + ' |')
+        word = 'as learned' if light == [*found][0] else light
+        lines.append(f"| {word} | " + ' | '.join(show(name, one[name]) for name in columns) + ' |')
     return '\n'.join(lines)
 
 # %% ../nbs/10_idea.ipynb #0039
@@ -380,7 +381,7 @@ def verdict(
 ):      # str
     "What an interval allows to say."
     if d['low'] is None: return 'beside (one run has no interval)'
-    return 'ahead of' if d['low'] > 0 else 'behind' if d['high'] < 0 else 'not to be told from'
+    return 'ahead of' if d['low'] > 0 else 'behind' if d['high'] < 0 else 'not distinguishable from'
 
 # %% ../nbs/10_idea.ipynb #0058
 def points(
@@ -406,8 +407,8 @@ def claim_words(
 ):          # str, one sentence
     "What the first line of the table says."
     _, paper, styles, photographs = found[0]
-    return (f"In {styles['n']} pairs of short trainings Pin the Memory is **{verdict(styles)}** aggregation on unseen styles "
-            f"and **{verdict(photographs)}** aggregation on photographs. The paper gains {paper:.1f} points.")
+    return (f"The paper reports a gain of {paper:.1f} points. In {styles['n']} pairs of short trainings here, Pin the Memory is "
+            f"**{verdict(styles)} aggregation** on unseen styles and **{verdict(photographs)} aggregation** on photographs.")
 
 # %% ../nbs/10_idea.ipynb #0061
 TRACKS = {'The idea': ('10_idea', '13_memory_read', '17_walk'),
@@ -438,6 +439,6 @@ def tracks_table(
     lines = ['| track | what for | notebooks | minutes of reading |', '|---|---|---|---|']
     for track, names in TRACKS.items():
         minutes = sum(reading_minutes(Path(folder) / f'{name}.ipynb') for name in names)
-        links = ', '.join(f"[{name.split('_', 1)[0]}]({name}.ipynb)" for name in names)
+        links = ', '.join(f"[{name.replace('_', ' ')}]({name}.ipynb)" for name in names)
         lines.append(f'| **{track}** | {AIMS[track]} | {links} | {5 * round(minutes / 5)} |')
     return '\n'.join(lines)
