@@ -6,8 +6,8 @@
 __all__ = ['HOW_LIT', 'TOY', 'DRIFT', 'THEMES', 'DRAWN_ROWS', 'TRACKS', 'AIMS', 'relit', 'street_features', 'fit_layer',
            'name_pixels', 'change_the_light', 'failure_figure', 'light_table', 'on_circle', 'toy_domain', 'toy_read',
            'toy_facts', 'toy_plane', 'shift_figure', 'shift_sliders', 'Diagram', 'idea_picture', 'step_memories',
-           'step_picture', 'paired_scores', 'home_and_away', 'claims', 'verdict', 'points', 'claim_table',
-           'claim_words', 'reading_minutes', 'tracks_table']
+           'step_picture', 'save_pictures', 'paired_scores', 'home_and_away', 'claims', 'verdict', 'points',
+           'claim_table', 'claim_words', 'reading_minutes', 'tracks_table']
 
 # %% ../nbs/10_idea.ipynb #0028
 import io, json
@@ -342,6 +342,16 @@ def step_picture(
     return s.fig
 
 # %% ../nbs/10_idea.ipynb #0054
+def save_pictures(
+    folder='images',  # where README looks for them
+):
+    "Draw `idea_picture` for both pages into PNG files."
+    for theme in THEMES:
+        fig = idea_picture(theme)
+        fig.savefig(Path(folder) / f'idea_{theme}.png', dpi=160)
+        plt.close(fig)
+
+# %% ../nbs/10_idea.ipynb #0056
 def paired_scores(
     rows,     # lines of a results file
     method,   # name of a method
@@ -354,7 +364,7 @@ def paired_scores(
     seeds = sorted(seed for name, seed in score if name == method and (base, seed) in score)
     return [score[method, seed] for seed in seeds], [score[base, seed] for seed in seeds]
 
-# %% ../nbs/10_idea.ipynb #0055
+# %% ../nbs/10_idea.ipynb #0057
 def home_and_away(
     rows,                  # lines of a results file
     method='aggregation',
@@ -365,7 +375,7 @@ def home_and_away(
     return (f'mIoU **{np.mean(at_home):.1f} %** on new streets of the styles it learned, '
             f'**{np.mean(away):.1f} %** on styles it has never seen (mean of {len(away)} trainings).')
 
-# %% ../nbs/10_idea.ipynb #0056
+# %% ../nbs/10_idea.ipynb #0058
 def claims(
     main,        # lines of results/main.jsonl
     adapted,     # lines of results/adaptation.jsonl
@@ -385,7 +395,7 @@ def claims(
              printed('fta-plain', 'CLAN + norm', 'CLAN', 'cityscapes'),
              *here(adapted, 'norm-only', 'bn-only', ['fog']))]
 
-# %% ../nbs/10_idea.ipynb #0057
+# %% ../nbs/10_idea.ipynb #0059
 def verdict(
     d,  # dict mean, low, high, n
 ):      # str
@@ -393,7 +403,7 @@ def verdict(
     if d['low'] is None: return 'beside (one run has no interval)'
     return 'ahead of' if d['low'] > 0 else 'behind' if d['high'] < 0 else 'not distinguishable from'
 
-# %% ../nbs/10_idea.ipynb #0058
+# %% ../nbs/10_idea.ipynb #0060
 def points(
     d,  # dict mean, low, high, n
 ):      # str
@@ -401,7 +411,7 @@ def points(
     text = f"{d['mean']:+.1f}" + (' (one run)' if d['low'] is None else f" [{d['low']:+.1f}, {d['high']:+.1f}]")
     return text.replace('-', '−').replace('+0.0', '0.0').replace('−0.0', '0.0')
 
-# %% ../nbs/10_idea.ipynb #0059
+# %% ../nbs/10_idea.ipynb #0061
 def claim_table(
     found,  # from `claims`
 ):          # str, a table in Markdown
@@ -412,7 +422,7 @@ def claim_table(
         lines.append(f'| {words} | {theirs} | {points(styles)} | {points(photographs)} |')
     return '\n'.join(lines)
 
-# %% ../nbs/10_idea.ipynb #0060
+# %% ../nbs/10_idea.ipynb #0062
 def claim_words(
     found,  # from `claims`
 ):          # str, one sentence
@@ -422,7 +432,7 @@ def claim_words(
             f"Pin the Memory is **{verdict(styles)} aggregation** on unseen styles and "
             f"**{verdict(photographs)} aggregation** on photographs.")
 
-# %% ../nbs/10_idea.ipynb #0061
+# %% ../nbs/10_idea.ipynb #0063
 TRACKS = {'The idea': ('10_idea', '13_memory_read', '17_walk'),
           'Build it': ('11_memory_init', '12_memory_update', '13_memory_read', '14_losses', '15_model',
                        '16_meta_step'),
@@ -431,7 +441,7 @@ AIMS = {'The idea': 'what is kept outside the network, how it is read, one train
         'Build it': 'every equation of the paper beside the code that computes it',
         'Use it': 'a look at your own pictures; train, adapt, predict; what a pixel reads; a method of your own'}
 
-# %% ../nbs/10_idea.ipynb #0062
+# %% ../nbs/10_idea.ipynb #0064
 def reading_minutes(
     path,  # of a notebook
 ):         # float
@@ -444,7 +454,7 @@ def reading_minutes(
         elif not text.startswith('#| hide'): lines += len([line for line in text.splitlines() if line.strip()])
     return words / 200 + lines / 30
 
-# %% ../nbs/10_idea.ipynb #0063
+# %% ../nbs/10_idea.ipynb #0065
 def tracks_table(
     folder='.',  # where the notebooks are
 ):               # str, a table in Markdown

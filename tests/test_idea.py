@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 from pinmem.evaluation import paired_difference  # noqa: E402
 from pinmem.idea import (THEMES, TOY, TRACKS, claim_table, claim_words, claims, change_the_light, fit_layer, home_and_away,  # noqa: E402
                          idea_picture, light_table, name_pixels, on_circle, paired_scores, points, reading_minutes, relit,
-                         shift_figure, shift_sliders, step_picture, toy_domain, toy_facts, toy_read, tracks_table, verdict)
+                         save_pictures, shift_figure, shift_sliders, step_picture, toy_domain, toy_facts, toy_read, tracks_table, verdict)
 from pinmem.memory_read import read  # noqa: E402
 from pinmem.published import published  # noqa: E402
 from pinmem.streets import UNSEEN, draw  # noqa: E402
@@ -135,6 +135,14 @@ def test_diagrams_can_be_read_on_their_page(theme):
         assert (bright + .05) / (dark + .05) >= 4.5, name
 
 
+def test_the_pictures_of_readme_are_those_that_are_drawn(tmp_path):
+    save_pictures(tmp_path)
+    for theme in THEMES:
+        now, stored = (plt.imread(folder / f"idea_{theme}.png")[..., :3] for folder in (tmp_path, ROOT / "nbs" / "images"))
+        assert now.shape == stored.shape == (528, 1120, 3)
+        assert np.abs(now - stored).mean() < .01, f"idea_{theme}.png is out of date; run save_pictures() in nbs"
+
+
 def row(method, seed, unseen, photographs, setting="default", status="done"):
     return dict(method=method, seed=seed, setting=setting, status=status,
                 miou={**dict.fromkeys(UNSEEN, unseen), "camvid/test": photographs, "town": .5, "suburb": .5, "city": .5,
@@ -174,6 +182,7 @@ def test_an_interval_allows_to_say(low, high, words):
 def test_points_are_rounded_and_signed():
     assert points(dict(mean=-.04, low=-1.25, high=.9, n=3)) == "0.0 [−1.2, +0.9]"
     assert points(dict(mean=.26, low=None, high=None, n=1)) == "+0.3 (one run)"
+    assert points(dict(mean=.04, low=-.04, high=.1, n=3)) == "0.0 [0.0, +0.1]"
 
 
 def test_minutes_count_what_is_read(tmp_path):
