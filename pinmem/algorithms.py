@@ -241,7 +241,7 @@ class MLDG(Algorithm):
         self.ready(unlabelled)
         how = self.switches
         if self.done < how.warm: return self.aggregate(batches)
-        mtr, mte = split_batches(batches, self.seed, self.steps)                  # 𝕊_mtr, 𝕊_mte
+        mtr, mte = split_batches(batches, self.seed, self.steps)                  # 𝒮_mtr, 𝒮_mte
         step = meta_gradients(self.model, *self.tensors(), None, mtr, mte, alpha=how.alpha * self.rate,
                               order=how.order, objective=how.objective, aim=self.aim)     # Θ', the gradient at Θ
         self.step_on(step.grads)                                                  # Θ*
@@ -277,7 +277,7 @@ class PinTheMemory(MLDG):
         self.ready(unlabelled)
         how, mem = self.switches, self.model.mem
         if self.done < how.warm: return self.aggregate(batches)
-        mtr, mte = split_batches(batches, self.seed, self.steps)                   # 𝕊_mtr, 𝕊_mte
+        mtr, mte = split_batches(batches, self.seed, self.steps)                   # 𝒮_mtr, 𝒮_mte
         step = meta_gradients(self.model, *self.tensors(), mem, mtr, mte, alpha=how.alpha * self.rate, order=how.order,
                               objective=how.objective, prime=how.prime, aim=self.aim) # 𝓜^, Θ', 𝓜', the gradient at Θ
         self.step_on(step.grads)                                                   # Θ*
