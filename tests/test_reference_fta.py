@@ -3,9 +3,12 @@
 The numbers lie in tests/reference_fta (or in the directory that PINMEM_REFERENCE_FTA names); README.md there says what
 they are. Maximum squares, entropy and ensembles have their own file of tests.
 """
+import gc
+
 import numpy as np
 import pytest
 import torch
+from torch.utils._pytree import tree_map
 
 import fta_recipe as recipe
 from fta_recipe import LOSSES, STEPS, Numbers
@@ -251,7 +254,7 @@ class Iterations:
             self.now["grads"] = {name: g.clone() for name, g in grads.items()}
             step_on(grads)
         def keep_outs(source, target):
-            self.now["outs"] = source, target
+            self.now["outs"] = tree_map(lambda t: t.detach() if torch.is_tensor(t) else t, (source, target))  # not their graphs
             return target_loss(source, target)
         self.algorithm.step_on, self.algorithm.target_loss = keep_grads, keep_outs
         self.rows = []
@@ -278,7 +281,8 @@ class Iterations:
 @pytest.fixture(params=[(file, case) for file in STEPS for case in METHODS], ids=lambda p: f"{p[0].stem}-{p[1]}",
                 scope="module")
 def run(request):
-    return Iterations(*request.param)
+    yield Iterations(*request.param)
+    gc.collect()  # what was recorded refers to itself
 
 
 def check(kind, run, label, names, key, tensors, mark=""):
