@@ -1,0 +1,148 @@
+"""For MkDocs: notebooks as Markdown with the outputs stored in them, a page for each module, the tracks, and the navigation."""
+import base64
+import importlib.util
+import json
+import re
+import sys
+from functools import partial
+from os.path import relpath
+from pathlib import Path
+
+from mkdocs.structure.files import File
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "tests"))
+from in_step import address, notebooks  # noqa: E402
+
+DIRECTIVE = re.compile(r"^#\| ?(\w+):? *(.*)\n?", re.M)
+TRACKS = "tracks/index.md"
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+def fence(text, kind):
+    "A block of code, behind more backticks than any inside it."
+    wall = "`" * max([3, *(1 + len(found) for found in re.findall("`{3,}", text))])
+    return f"{wall}{kind}\n{text}\n{wall}"
+
+
+def prose(text):
+    "A Markdown cell whose links lead to pages; as in Jupyter, a list need not wait for an empty line."
+    parts = re.split(r"(^```.*?^```)", text, flags=re.M | re.S)
+    for i in range(0, len(parts), 2):
+        part = re.sub(r"(\]\((?!\w+:)[^)#\s]*)\.ipynb", r"\1.md", parts[i]).replace("<details>", "<details markdown>")
+        parts[i] = re.sub(r"^(?![ #|>]|[-*] |\d+\. )(.+)\n(?=[-*] |1\. )", r"\1\n\n", part, flags=re.M)
+    return "".join(parts)
+
+
+def shown(output, picture):
+    "A stored output; picture(kind, bytes) puts a picture beside the page and returns where."
+    data = {"text/plain": output.get("text", "")} | output.get("data", {})
+    for kind in ("png", "jpeg"):
+        if (found := data.get(f"image/{kind}")): return f"![What the cell above draws]({picture(kind, base64.b64decode(found))})"
+    if WIDGET in data: return "*Here the notebook shows a widget.*"
+    if "text/html" in data: return re.sub(r'<style.*?</style>| border="1" class="dataframe"', "", "".join(data["text/html"]), flags=re.S)
+    return fence("".join(data["text/plain"]).rstrip(), " { .text .output }")
+
+
+class Notebook:
+    "What the book needs to know of one notebook."
+
+    def __init__(self, path):
+        self.place = path.relative_to(ROOT / "nbs").with_suffix("").as_posix()
+        self.cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        for cell in self.cells:
+            cell["text"], cell["marks"] = "".join(cell["source"]), {}
+            if cell["cell_type"] == "code":
+                cell["marks"], cell["text"] = dict(DIRECTIVE.findall(cell["text"])), DIRECTIVE.sub("", cell["text"]).strip()
+        self.title, self.summary = re.match(r"# (.*)\n*(?:> (.*))?", self.cells[0]["text"]).groups()
+        self.number = path.name.split("_")[0] if "_" in path.name else ""
+        module = next((cell["marks"]["default_exp"] for cell in self.cells if "default_exp" in cell["marks"]), None)
+        self.module = module and f"pinmem.{module.removesuffix('.__init__')}"
+        self.page, self.api = f"{self.place}.md", f"api/{self.module}.md"
+        words, lines = (sum(len(cell["text"].split(by)) for cell in self.cells if cell["cell_type"] == kind)
+                        for kind, by in (("markdown", None), ("code", "\n")))
+        self.minutes = max(5, 5 * round((words / 200 + lines / 25) / 5))
+
+    def markdown(self, picture, head):
+        "The page; `head` stands under its title and summary."
+        parts = []
+        for cell in self.cells:
+            if cell["marks"].keys() & {"hide", "default_exp"}: continue
+            if cell["cell_type"] == "markdown": parts.append(prose(cell["text"]))
+            else: parts += [f'<a id="{cell["id"]}"></a>', fence(cell["text"], "python"), *(shown(o, picture) for o in cell["outputs"])]
+        parts[0] = re.sub(r"\A# .*\n*(?:>.*\n?)*", lambda found: f"{found[0].rstrip()}\n\n{head}\n\n", parts[0])
+        return "\n\n".join([f"---\n{f'subtitle: {self.minutes} min' if self.number else 'hide: [navigation]'}\n---", *parts])
+
+
+def link(text, target, page):
+    "A link from one page to another."
+    return f"[{text}]({relpath(target, Path(page).parent)})"
+
+
+def head(notebook, tracks):
+    "Where a notebook and its module can be fetched, how long it takes to read, and which tracks lead through it."
+    if not notebook.number: return ""
+    file, here = f"nbs/{notebook.place}.ipynb", notebook.page
+    source = f"[{file}]({address()}/blob/main/{file})" if address() else link(file, f"{notebook.place}.ipynb", here)
+    parts = [f"about {notebook.minutes} minutes", source]
+    if notebook.module: parts.append(link(f"`{notebook.module}`", notebook.api, here))
+    for name, track in tracks.items():
+        if notebook in track:
+            after = track[track.index(notebook) + 1:][:1]
+            parts.append(f"*{name}*, {track.index(notebook) + 1} of {len(track)}"
+                         + "".join(f", then {link(n.title, n.page, here)}" for n in after))
+    return " · ".join(parts) + "\n{ .head }"
+
+
+def tracks_page(tracks):
+    "Three ways through the notebooks, with minutes."
+    lines = ["# Tracks\n\nThree ways through the notebooks. Minutes are estimates: 200 words of prose or 25 lines of code a minute."]
+    for name, track in tracks.items():
+        lines += [f"\n## {name}\n\n| notebook | minutes | |\n|---|---|---|"]
+        lines += [f"| {link(f'{n.number} {n.title}', n.page, TRACKS)} | {n.minutes} | {n.summary} |" for n in track]
+    return "\n".join(lines)
+
+
+def on_config(config):
+    "A heading is addressed as in Jupyter, and so links between notebooks fit."
+    config.mdx_configs["toc"]["slugify"] = lambda text, separator: text.replace(" ", separator)
+
+
+def on_page_content(html, **_):
+    "The search passes over outputs."
+    return html.replace('<div class="output highlight"', '<div class="output highlight" data-search-exclude')
+
+
+def on_files(files, config):
+    "A page for each notebook, which stays beside it to be fetched; one for each module; then the navigation."
+    def add(path, content): files.append(File.generated(config, path, content=content))
+
+    def picture(notebook, kind, data):
+        count = sum(file.src_uri.startswith(f"{notebook.place}/") for file in files)
+        add(f"{notebook.place}/{count}.{kind}", data)
+        return f"{Path(notebook.place).name}/{count}.{kind}"
+
+    book = [Notebook(path) for path in notebooks()]
+    rooms = [n for n in book if "/" in n.place]
+    numbered = {n.number: n for n in book if n.number and n not in rooms}
+    tracks = {name: [numbered[k] for k in map("{:02}".format, some) if k in numbered] for name, some in config.extra["tracks"].items()}
+    for n in book:
+        add(n.page, n.markdown(partial(picture, n), head(n, tracks)))
+        if n.module: add(n.api, f"# {n.module}\n\nDeveloped in {link(n.title, n.page, n.api)}.\n\n::: {n.module}\n")
+    add(TRACKS, tracks_page(tracks))
+    mathjax = Path(importlib.util.find_spec("mathjax").origin).parent / "static/mathjax/es5/tex-svg-full.js"
+    files.append(File.generated(config, "book/mathjax.js", abs_src_path=str(mathjax)))
+    config.nav = navigation(numbered, rooms, tracks, config.extra["floors"])
+    return files
+
+
+def navigation(numbered, rooms, tracks, floors):
+    "Tracks, floors, modules; a page that stands in several places belongs to its floor."
+    def entry(n): return {f"{n.number} {n.title}": n.page}
+    on = {name: [n for number, n in numbered.items() if number[0] == str(floor)] for floor, name in floors.items()}
+    pages = {name: [*map(entry, some)] for name, some in on.items()}
+    pages[floors[0]].insert(2, {"Rooms of the streets": [*map(entry, rooms)]})
+    modules = {name: [{n.module: n.api} for n in [*some, *(rooms if name == floors[0] else [])] if n.module]
+               for name, some in on.items()}
+    return [{"Home": "index.md"}, {"Tracks": [TRACKS, *({name: [*map(entry, some)]} for name, some in tracks.items())]},
+            {"Notebooks": [{name: some} for name, some in pages.items()]}, {"API": [{name: some} for name, some in modules.items()]}]
