@@ -26,10 +26,12 @@ def fence(text, kind):
 
 
 def prose(text):
-    "A Markdown cell whose links lead to pages; as in Jupyter, a list need not wait for an empty line."
+    "A Markdown cell whose links lead to pages; as in Jupyter, lists and equations need not wait for an empty line."
     parts = re.split(r"(^```.*?^```)", text, flags=re.M | re.S)
     for i in range(0, len(parts), 2):
         part = re.sub(r"(\]\((?!\w+:)[^)#\s]*)\.ipynb", r"\1.md", parts[i]).replace("<details>", "<details markdown>")
+        part = re.sub(r"^\$\$.*?\$\$", r"\n\g<0>\n", part, flags=re.M | re.S)
+        part = re.sub(r"^( +)\$(\$.*?\$)\$", r"\1\2", part, flags=re.M | re.S)  # inside an item: in its line
         parts[i] = re.sub(r"^(?![ #|>]|[-*] |\d+\. )(.+)\n(?=[-*] |1\. )", r"\1\n\n", part, flags=re.M)
     return "".join(parts)
 
@@ -98,7 +100,7 @@ def tracks_page(tracks):
     "Three ways through the notebooks, with minutes."
     lines = ["# Tracks\n\nThree ways through the notebooks. Minutes are estimates: 200 words of prose or 25 lines of code a minute."]
     for name, track in tracks.items():
-        lines += [f"\n## {name}\n\n| notebook | minutes | |\n|---|---|---|"]
+        lines += [f"\n## {name}\n\nAbout {sum(n.minutes for n in track)} minutes in all.\n\n| notebook | minutes | |\n|---|---|---|"]
         lines += [f"| {link(f'{n.number} {n.title}', n.page, TRACKS)} | {n.minutes} | {n.summary} |" for n in track]
     return "\n".join(lines)
 
@@ -139,10 +141,11 @@ def on_files(files, config):
 def navigation(numbered, rooms, tracks, floors):
     "Tracks, floors, modules; a page that stands in several places belongs to its floor."
     def entry(n): return {f"{n.number} {n.title}": n.page}
-    on = {name: [n for number, n in numbered.items() if number[0] == str(floor)] for floor, name in floors.items()}
-    pages = {name: [*map(entry, some)] for name, some in on.items()}
-    pages[floors[0]].insert(2, {"Rooms of the streets": [*map(entry, rooms)]})
-    modules = {name: [{n.module: n.api} for n in [*some, *(rooms if name == floors[0] else [])] if n.module]
-               for name, some in on.items()}
+    pages, modules = [], []
+    for floor, name in floors.items():
+        here = [n for number, n in numbered.items() if number[0] == str(floor)]
+        under = rooms if floor == 0 else []
+        pages.append({name: [*map(entry, here), *([{"Rooms of the streets": [*map(entry, under)]}] if under else [])]})
+        modules.append({name: [{n.module: n.api} for n in [*here, *under] if n.module]})
     return [{"Home": "index.md"}, {"Tracks": [TRACKS, *({name: [*map(entry, some)]} for name, some in tracks.items())]},
-            {"Notebooks": [{name: some} for name, some in pages.items()]}, {"API": [{name: some} for name, some in modules.items()]}]
+            {"Notebooks": pages}, {"API": [floor for floor in modules if all(floor.values())]}]
