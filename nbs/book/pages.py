@@ -15,7 +15,6 @@ sys.path.append(str(ROOT / "tests"))
 from in_step import address, notebooks  # noqa: E402
 
 DIRECTIVE = re.compile(r"^#\| ?(\w+):? *(.*)\n?", re.M)
-TRACKS = "tracks/index.md"
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -41,7 +40,7 @@ def shown(output, picture):
     data = {"text/plain": output.get("text", "")} | output.get("data", {})
     for kind in ("png", "jpeg"):
         if (found := data.get(f"image/{kind}")): return f"![What the cell above draws]({picture(kind, base64.b64decode(found))})"
-    if WIDGET in data: return "*Here the notebook shows a widget.*"
+    if WIDGET in data: return "*Here the notebook shows a widget: run it to play with it.*"
     if "text/html" in data: return re.sub(r'<style.*?</style>| border="1" class="dataframe"', "", "".join(data["text/html"]), flags=re.S)
     return fence("".join(data["text/plain"]).rstrip(), " { .text .output }")
 
@@ -73,7 +72,7 @@ class Notebook:
             if cell["cell_type"] == "markdown": parts.append(prose(cell["text"]))
             else: parts += [f'<a id="{cell["id"]}"></a>', fence(cell["text"], "python"), *(shown(o, picture) for o in cell["outputs"])]
         parts[0] = re.sub(r"\A# .*\n*(?:>.*\n?)*", lambda found: f"{found[0].rstrip()}\n\n{head}\n\n", parts[0])
-        return "\n\n".join([f"---\n{f'subtitle: {self.minutes} min' if self.number else 'hide: [navigation]'}\n---", *parts])
+        return "\n\n".join([f"---\nsubtitle: {self.minutes} min\n---" if self.number else "", *parts])
 
 
 def link(text, target, page):
@@ -101,7 +100,7 @@ def tracks_page(tracks):
     lines = ["# Tracks\n\nThree ways through the notebooks. Minutes are estimates: 200 words of prose or 25 lines of code a minute."]
     for name, track in tracks.items():
         lines += [f"\n## {name}\n\nAbout {sum(n.minutes for n in track)} minutes in all.\n\n| notebook | minutes | |\n|---|---|---|"]
-        lines += [f"| {link(f'{n.number} {n.title}', n.page, TRACKS)} | {n.minutes} | {n.summary} |" for n in track]
+        lines += [f"| {link(f'{n.number} {n.title}', n.page, 'tracks.md')} | {n.minutes} | {n.summary} |" for n in track]
     return "\n".join(lines)
 
 
@@ -131,11 +130,17 @@ def on_files(files, config):
     for n in book:
         add(n.page, n.markdown(partial(picture, n), head(n, tracks)))
         if n.module: add(n.api, f"# {n.module}\n\nDeveloped in {link(n.title, n.page, n.api)}.\n\n::: {n.module}\n")
-    add(TRACKS, tracks_page(tracks))
+    add("tracks.md", tracks_page(tracks))
     mathjax = Path(importlib.util.find_spec("mathjax").origin).parent / "static/mathjax/es5/tex-svg-full.js"
     files.append(File.generated(config, "book/mathjax.js", abs_src_path=str(mathjax)))
     config.nav = navigation(numbered, rooms, tracks, config.extra["floors"])
     return files
+
+
+def on_nav(nav, **_):
+    "From page to page through the floors; a track's order stands in the heads of its pages."
+    order = [*dict.fromkeys(reversed(nav.pages))][::-1]
+    for before, after in zip(order, order[1:]): before.next_page, after.previous_page = after, before
 
 
 def navigation(numbered, rooms, tracks, floors):
@@ -147,5 +152,5 @@ def navigation(numbered, rooms, tracks, floors):
         under = rooms if floor == 0 else []
         pages.append({name: [*map(entry, here), *([{"Rooms of the streets": [*map(entry, under)]}] if under else [])]})
         modules.append({name: [{n.module: n.api} for n in [*here, *under] if n.module]})
-    return [{"Home": "index.md"}, {"Tracks": [TRACKS, *({name: [*map(entry, some)]} for name, some in tracks.items())]},
+    return [{"Home": ["index.md", "tracks.md", *({name: [*map(entry, some)]} for name, some in tracks.items())]},
             {"Notebooks": pages}, {"API": [floor for floor in modules if all(floor.values())]}]
