@@ -139,7 +139,7 @@ def on_files(files, config):
 
 def on_nav(nav, **_):
     "From page to page through the floors; a track's order stands in the heads of its pages."
-    order = [*dict.fromkeys(reversed(nav.pages))][::-1]
+    order = [*{page.file.src_uri: page for page in reversed(nav.pages)}.values()][::-1]
     for before, after in zip(order, order[1:]): before.next_page, after.previous_page = after, before
 
 
