@@ -1,4 +1,4 @@
-// A page from the file system may start no worker. There the search runs in a hidden frame, which understands the same messages.
+// A page from the file system may start no worker. There the search runs in a hidden frame, with the same words.
 if (location.protocol === "file:") window.Worker = class extends EventTarget {
   constructor(url) {
     super();
@@ -10,5 +10,7 @@ if (location.protocol === "file:") window.Worker = class extends EventTarget {
     this.ready = new Promise(done => { script.onload = done; });
     this.inside.document.body.append(script);
   }
-  postMessage(data) { this.ready.then(() => this.inside.dispatchEvent(new this.inside.MessageEvent("message", { data }))); }
+  postMessage(data) {
+    this.ready.then(() => this.inside.dispatchEvent(new this.inside.MessageEvent("message", { data })));
+  }
 };

@@ -1,4 +1,4 @@
-"""For MkDocs: notebooks as Markdown with the outputs stored in them, a page for each module, the tracks, and the navigation."""
+"""For MkDocs: notebooks as Markdown with their stored outputs, a page for each module, the tracks, the navigation."""
 import base64
 import importlib.util
 import json
@@ -39,10 +39,12 @@ def shown(output, picture):
     "A stored output; picture(kind, bytes) puts a picture beside the page and returns where."
     data = {"text/plain": output.get("text", "")} | output.get("data", {})
     for kind in ("png", "jpeg"):
-        if (found := data.get(f"image/{kind}")): return f"![What the cell above draws]({picture(kind, base64.b64decode(found))})"
+        if found := data.get(f"image/{kind}"):
+            return f"![What the cell above draws]({picture(kind, base64.b64decode(found))})"
     if WIDGET in data: return "*Here the notebook shows a widget: run it to play with it.*"
-    if "text/html" in data: return re.sub(r'<style.*?</style>| border="1" class="dataframe"', "", "".join(data["text/html"]), flags=re.S)
-    return fence("".join(data["text/plain"]).rstrip(), " { .text .output }")
+    text = "".join(data.get("text/html", data["text/plain"])).rstrip()
+    if "text/html" in data: return re.sub(r'<style.*?</style>| border="1" class="dataframe"', "", text, flags=re.S)
+    return fence(text, " { .text .output }")
 
 
 class Notebook:
@@ -54,8 +56,9 @@ class Notebook:
         for cell in self.cells:
             cell["text"], cell["marks"] = "".join(cell["source"]), {}
             if cell["cell_type"] == "code":
-                cell["marks"], cell["text"] = dict(DIRECTIVE.findall(cell["text"])), DIRECTIVE.sub("", cell["text"]).strip()
-        self.title, self.summary = re.match(r"# (.*)\n*(?:> (.*))?", self.cells[0]["text"]).groups()
+                cell["marks"] = dict(DIRECTIVE.findall(cell["text"]))
+                cell["text"] = DIRECTIVE.sub("", cell["text"]).strip()
+        self.title, self.summary = re.search(r"^# (.*)\n*(?:> (.*))?", self.cells[0]["text"], re.M).groups()
         self.number = path.name.split("_")[0] if "_" in path.name else ""
         module = next((cell["marks"]["default_exp"] for cell in self.cells if "default_exp" in cell["marks"]), None)
         self.module = module and f"pinmem.{module.removesuffix('.__init__')}"
@@ -70,8 +73,10 @@ class Notebook:
         for cell in self.cells:
             if cell["marks"].keys() & {"hide", "default_exp"}: continue
             if cell["cell_type"] == "markdown": parts.append(prose(cell["text"]))
-            else: parts += [f'<a id="{cell["id"]}"></a>', fence(cell["text"], "python"), *(shown(o, picture) for o in cell["outputs"])]
-        parts[0] = re.sub(r"\A# .*\n*(?:>.*\n?)*", lambda found: f"{found[0].rstrip()}\n\n{head}\n\n", parts[0])
+            else:
+                parts += [f'<a id="{cell["id"]}"></a>', fence(cell["text"], "python")]
+                parts += [shown(output, picture) for output in cell["outputs"]]
+        parts[0] = re.sub(r"^# .*\n*(?:>.*\n?)*", lambda found: f"{found[0].rstrip()}\n\n{head}\n\n", parts[0], count=1)
         return "\n\n".join([f"---\nsubtitle: {self.minutes} min\n---" if self.number else "", *parts])
 
 
@@ -81,37 +86,48 @@ def link(text, target, page):
 
 
 def head(notebook, tracks):
-    "Where a notebook and its module can be fetched, how long it takes to read, and which tracks lead through it."
+    "How long a notebook takes to read, where it and its module are, and which tracks lead through it."
     if not notebook.number: return ""
     file, here = f"nbs/{notebook.place}.ipynb", notebook.page
-    source = f"[{file}]({address()}/blob/main/{file})" if address() else link(file, f"{notebook.place}.ipynb", here)
-    parts = [f"about {notebook.minutes} minutes", source]
+    parts = [f"about {notebook.minutes} minutes"]
+    parts += [f"[{file}]({address()}/blob/main/{file})" if address() else link(file, f"{notebook.place}.ipynb", here)]
     if notebook.module: parts.append(link(f"`{notebook.module}`", notebook.api, here))
     for name, track in tracks.items():
-        if notebook in track:
-            after = track[track.index(notebook) + 1:][:1]
-            parts.append(f"*{name}*, {track.index(notebook) + 1} of {len(track)}"
-                         + "".join(f", then {link(n.title, n.page, here)}" for n in after))
+        if notebook not in track: continue
+        at = track.index(notebook) + 1
+        then = [f", then {link(after.title, after.page, here)}" for after in track[at:at + 1]]
+        parts.append(f"*{name}*, {at} of {len(track)}{''.join(then)}")
     return " · ".join(parts) + "\n{ .head }"
 
 
 def tracks_page(tracks):
     "Three ways through the notebooks, with minutes."
-    lines = ["# Tracks\n\nThree ways through the notebooks. Minutes are estimates: 200 words of prose or 25 lines of code a minute."]
+    lines = ["# Tracks", "", "Three ways through the notebooks. Minutes are estimates: 200 words of prose or 25 lines of "
+             "code a minute."]
     for name, track in tracks.items():
-        lines += [f"\n## {name}\n\nAbout {sum(n.minutes for n in track)} minutes in all.\n\n| notebook | minutes | |\n|---|---|---|"]
-        lines += [f"| {link(f'{n.number} {n.title}', n.page, 'tracks.md')} | {n.minutes} | {n.summary} |" for n in track]
+        lines += ["", f"## {name}", "", f"About {sum(n.minutes for n in track)} minutes in all.", ""]
+        lines += ["| notebook | minutes | |", "|---|---|---|"]
+        lines += [f"| {link(f'{n.number} {n.title}', n.page, '')} | {n.minutes} | {n.summary} |" for n in track]
     return "\n".join(lines)
 
 
+def navigation(numbered, rooms, tracks, floors):
+    "Tracks, floors, modules; a page that stands in several places belongs to its floor."
+    def entry(n): return {f"{n.number} {n.title}": n.page}
+    pages, modules = [], []
+    for floor, name in floors.items():
+        here = [n for number, n in numbered.items() if number[0] == str(floor)]
+        under = rooms if floor == 0 else []
+        pages.append({name: [*map(entry, here), *[{"Rooms of the streets": [*map(entry, under)]}][:len(under)]]})
+        modules.append({name: [{n.module: n.api} for n in [*here, *under] if n.module]})
+    ways = [{name: [*map(entry, track)]} for name, track in tracks.items()]
+    return [{"Home": ["index.md", "tracks.md", *ways]}, {"Notebooks": pages},
+            {"API": [floor for floor in modules if all(floor.values())]}]
+
+
 def on_config(config):
-    "A heading is addressed as in Jupyter, and so links between notebooks fit."
+    "A heading is addressed as in Jupyter, so that links between notebooks fit."
     config.mdx_configs["toc"]["slugify"] = lambda text, separator: text.replace(" ", separator)
-
-
-def on_page_content(html, **_):
-    "The search passes over outputs."
-    return html.replace('<div class="output highlight"', '<div class="output highlight" data-search-exclude')
 
 
 def on_files(files, config):
@@ -126,12 +142,13 @@ def on_files(files, config):
     book = [Notebook(path) for path in notebooks()]
     rooms = [n for n in book if "/" in n.place]
     numbered = {n.number: n for n in book if n.number and n not in rooms}
-    tracks = {name: [numbered[k] for k in map("{:02}".format, some) if k in numbered] for name, some in config.extra["tracks"].items()}
+    tracks = {name: [numbered[number] for number in map("{:02}".format, track) if number in numbered]
+              for name, track in config.extra["tracks"].items()}
     for n in book:
         add(n.page, n.markdown(partial(picture, n), head(n, tracks)))
         if n.module: add(n.api, f"# {n.module}\n\nDeveloped in {link(n.title, n.page, n.api)}.\n\n::: {n.module}\n")
     add("tracks.md", tracks_page(tracks))
-    mathjax = Path(importlib.util.find_spec("mathjax").origin).parent / "static/mathjax/es5/tex-svg-full.js"
+    mathjax = Path(importlib.util.find_spec("mathjax").origin).parent / "static" / "mathjax" / "es5" / "tex-svg-full.js"
     files.append(File.generated(config, "book/mathjax.js", abs_src_path=str(mathjax)))
     config.nav = navigation(numbered, rooms, tracks, config.extra["floors"])
     return files
@@ -143,14 +160,6 @@ def on_nav(nav, **_):
     for before, after in zip(order, order[1:]): before.next_page, after.previous_page = after, before
 
 
-def navigation(numbered, rooms, tracks, floors):
-    "Tracks, floors, modules; a page that stands in several places belongs to its floor."
-    def entry(n): return {f"{n.number} {n.title}": n.page}
-    pages, modules = [], []
-    for floor, name in floors.items():
-        here = [n for number, n in numbered.items() if number[0] == str(floor)]
-        under = rooms if floor == 0 else []
-        pages.append({name: [*map(entry, here), *([{"Rooms of the streets": [*map(entry, under)]}] if under else [])]})
-        modules.append({name: [{n.module: n.api} for n in [*here, *under] if n.module]})
-    return [{"Home": ["index.md", "tracks.md", *({name: [*map(entry, some)]} for name, some in tracks.items())]},
-            {"Notebooks": pages}, {"API": [floor for floor in modules if all(floor.values())]}]
+def on_page_content(html, **_):
+    "The search passes over outputs."
+    return html.replace('<div class="output highlight"', '<div class="output highlight" data-search-exclude')
