@@ -28,7 +28,8 @@ def prose(text):
     "A Markdown cell whose links lead to pages; as in Jupyter, lists and equations need not wait for an empty line."
     parts = re.split(r"(^```.*?^```)", text, flags=re.M | re.S)
     for i in range(0, len(parts), 2):
-        part = re.sub(r"(\]\((?!\w+:)[^)#\s]*)\.ipynb", r"\1.md", parts[i]).replace("<details>", "<details markdown>")
+        part = re.sub(r"(\]\((?!\w+:)[^)#\s]*)\.ipynb", r"\1.md", parts[i])
+        part = part.replace("<details>", "<details markdown>").replace("<summary>", '<summary markdown="span">')
         part = re.sub(r"^\$\$.*?\$\$", r"\n\g<0>\n", part, flags=re.M | re.S)
         part = re.sub(r"^( +)\$(\$.*?\$)\$", r"\1\2", part, flags=re.M | re.S)  # inside an item: in its line
         parts[i] = re.sub(r"^(?![ #|>]|[-*] |\d+\. )(.+)\n(?=[-*] |1\. )", r"\1\n\n", part, flags=re.M)
@@ -102,8 +103,8 @@ def head(notebook, tracks):
 
 def tracks_page(tracks):
     "Three ways through the notebooks, with minutes."
-    lines = ["# Tracks", "", "Three ways through the notebooks. Minutes are estimates: 200 words of prose or 25 lines of "
-             "code a minute."]
+    lines = ["# Tracks", "", "Three ways through the notebooks. Minutes are estimates: "
+             "200 words of prose or 25 lines of code a minute."]
     for name, track in tracks.items():
         lines += ["", f"## {name}", "", f"About {sum(n.minutes for n in track)} minutes in all.", ""]
         lines += ["| notebook | minutes | |", "|---|---|---|"]
