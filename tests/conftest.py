@@ -13,6 +13,7 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "browser: needs chromium, playwright, voila and jupyterlab; skipped without them")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at the marks
 def pytest_collection_modifyitems(items):
     "Tests of one file share what they prepare, so they stay in one process; notebooks go wherever there is time."
     for item in items:

@@ -2,6 +2,7 @@
 import configparser
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -72,8 +73,13 @@ def generate():
     write_readme(ROOT / "nbs" / "index.ipynb", ROOT / "README.md")
 
 
+def from_root(markdown):
+    "The same text, where links that were relative to nbs/ are relative to the project."
+    return re.sub(r'(]\(|(?:src|srcset)=")(?![a-z]+:|#)', r"\1nbs/", markdown).replace("nbs/../", "")
+
+
 def write_readme(index, readme):
-    "README.md is index.ipynb as Markdown; its pictures lie beside it, in nbs/images."
+    "README.md is index.ipynb as Markdown; of a cell with `#| echo: false` it shows only what the cell has made."
     import nbformat
     notebook = nbformat.read(index, as_version=4)
     parts = []
@@ -81,9 +87,11 @@ def write_readme(index, readme):
         if cell.source.startswith("#| hide"):
             continue
         if cell.cell_type == "markdown":
-            parts.append(cell.source.replace("](images/", "](nbs/images/"))
+            parts.append(from_root(cell.source))
         elif cell.cell_type == "code":
-            parts.append(f"```python\n{cell.source}\n```")
+            if not cell.source.startswith("#| echo: false"):
+                parts.append(f"```python\n{cell.source}\n```")
+            parts += [from_root(o.data["text/markdown"]) for o in cell.outputs if "text/markdown" in o.get("data", {})]
             text = "".join(o.get("text", "") for o in cell.outputs if o.output_type == "stream")
             if text:
                 parts.append(f"```text\n{text.rstrip()}\n```")

@@ -67,7 +67,7 @@ def test_every_method_on_every_network(method, encoder, head):
             f"{name}: statistics move once a step, and once more for images without labels")
     assert all(np.isfinite(v) for row in log for v in row.values())
     assert all(row.keys() == log[0].keys() for row in log), "a log needs the same columns in every row"
-    assert ("test_seg" in log[0]) == (method in SPLITS) and ("loss_div" in log[0]) == memory
+    assert ("test_seg" in log[0]) == (method in SPLITS) and ("loss_div_pairs" in log[0]) == memory
     assert algorithm.steps == 3
     if memory: torch.testing.assert_close(model.mem.norm(dim=1), torch.ones(19))
     x = batches(9)[0][0]

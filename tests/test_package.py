@@ -115,3 +115,30 @@ def test_lines_and_functions_are_short():
         long = [node.name for node in ast.walk(ast.parse(text))
                 if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.end_lineno - node.lineno >= 30]
         assert not long, f"{path.name}: {', '.join(long)} has more than 30 lines"
+
+
+def test_tests_of_one_file_run_in_one_process(request):
+    "What a file prepares once is prepared once; pytest 9.2 no longer reads the names that xdist groups by."
+    if request.config.getoption("loadgroup", False): assert request.node.nodeid.endswith("@test_package")
+
+
+def readme(): return (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_readme_is_read_in_minutes():
+    "At most 700 words of prose; code, tables, tags and the targets of links do not count."
+    prose = re.sub(r"```.*?```", "", readme(), flags=re.S)
+    prose = re.sub(r"<[^>]*>|(?<=])\([^)]*\)|^\|.*$", "", prose, flags=re.M)
+    words = re.findall(r"\w[\w'’.+-]*", prose)
+    assert 200 < len(words) <= 700, f"README has {len(words)} words of prose; expected at most 700, move something to a notebook"
+
+
+def test_links_of_readme_lead_somewhere():
+    "Relative links and pictures exist, and where a link names a heading of a notebook, the notebook has it."
+    links = re.findall(r']\(([^)]*)\)|(?:src|srcset)="([^"]*)"', readme())
+    links = [a or b for a, b in links if not (a or b).startswith("http")]
+    assert len(links) > 10
+    for link in links:
+        file, _, heading = link.partition("#")
+        assert (ROOT / file).is_file(), link
+        if heading: assert re.search(rf'"#+ {heading.replace("-", " ")}(\\n)?"', (ROOT / file).read_text(encoding="utf-8")), link

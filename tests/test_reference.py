@@ -201,7 +201,7 @@ def test_reference_is_there():
 def test_losses(step):
     for run in (step.first, step.second):
         for ours, theirs, factor in (("loss_seg", "inner_seg", 1), ("loss_aux", "inner_aux", 1), ("loss_coh", "inner_read", 1),
-                                     ("loss_cls", "inner_cls", 1), ("loss_div", "inner_div", 2), ("test_seg", "outer_seg", 1),
+                                     ("loss_div_names", "inner_cls", 1), ("loss_div_pairs", "inner_div", 2), ("test_seg", "outer_seg", 1),
                                      ("test_aux", "outer_aux", 1), ("test_coh", "outer_read", 1)):
             same("loss:" + ours, run.losses[ours], factor * step.d["loss_" + theirs])
         for k in ("inner", "outer"): same("loss:total", run.losses["loss_" + k], step.d[f"loss_{k}_total"])

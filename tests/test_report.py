@@ -23,7 +23,8 @@ from pinmem.plots import memory_weight_maps, png_bytes
 from pinmem.report import Picture, ask, memory_pictures, report_run, run_figures, write_report
 from pinmem.streets import SOURCES, UNSEEN
 from pinmem.training import RecordMemory, read_path
-from pinmem.walk import STOPS, alt_text, player, show_stop, stop_png, walk
+from pinmem.stops import STOPS, alt_text, player, show_stop, stop_png
+from pinmem.walk import walk
 
 TABLE = {
     "night": dict(miou=0.4137, images=60, pixels=9, iou={"road": 0.9123, "train": None}),
