@@ -9,7 +9,7 @@ METHOD ?= pinmem
 MINUTES ?= 7.5
 comma  := ,
 
-.PHONY: train test browser lab check docs compare adaptation clean
+.PHONY: train test browser lab check docs book compare adaptation clean
 .DELETE_ON_ERROR:
 
 $(READY): settings.ini setup.py pyproject.toml constraints.txt
@@ -41,8 +41,14 @@ check: $(READY)            ## modules and README are what the notebooks generate
 docs: $(READY)             ## generate pinmem/*.py and README.md from the notebooks
 	$(BIN)/python tests/in_step.py --write
 
+book: $(READY)             ## the notebooks as pages, with search and an API: open _docs/index.html
+	@$(BIN)/python -c "import material, mathjax, mkdocstrings_handlers.python" 2>/dev/null || { \
+		echo "the book needs packages that are not installed here; get them with: $(BIN)/pip install -c constraints.txt -e '.[book]'"; exit 2; }
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --config-file nbs/book/mkdocs.yml
+	@echo "_docs/index.html"
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) _docs build dist *.egg-info
 
 SEEDS  ?= 0,1,2,3,4
 METHODS ?= aggregation,pinmem,pinmem+

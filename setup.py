@@ -19,7 +19,8 @@ setup(
     package_dir={"pinmem": "pinmem", "pinmem.rendered": "data_samples/rendered"},
     package_data={"pinmem.rendered": ["images/*.jpg", "labels/*.png"]},
     install_requires=cfg["requirements"].split(),
-    extras_require={"dev": cfg["dev_requirements"].split(), "app": cfg["app_requirements"].split()},
+    extras_require={"dev": cfg["dev_requirements"].split() + cfg["book_requirements"].split(),
+                    "book": cfg["book_requirements"].split(), "app": cfg["app_requirements"].split()},
     entry_points={"console_scripts": [cfg["console_scripts"]],
                   "nbdev": ["pinmem=pinmem._modidx:d"]},
 )
