@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'NAMES', 'LINES', 'STOPS', 'EQUATIONS', 'TEX', 'Stop', 'pixels', 'paint', 'draw_panel', 'values_of',
-           'draw_tensors', 'draw_grads', 'draw_strip', 'show_stop', 'stop_png', 'alt_text', 'player']
+           'draw_tensors', 'draw_grads', 'draw_strip', 'show_stop', 'stop_png', 'alt_text', 'player', 'save_animation']
 
 # %% ../nbs/09_stops.ipynb #st04
 import functools, html, io, math
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 import matplotlib.pyplot as plt
 import numpy as np, pandas as pd
-from PIL import Image
+from PIL import Image, ImageOps
 from .data import to_image
 from .labels import CLASSES, colourise
 
@@ -244,3 +244,15 @@ def player(
     slider.observe(show, "value")
     show(None)
     return widgets.VBox([widgets.HBox([back, ahead, play, slider]), picture, words])
+
+# %% ../nbs/09_stops.ipynb #an02
+def save_animation(
+    pictures,  # list of bytes: a PNG file for each stop, from `stop_png`
+    path,      # where the WebP file goes
+    seconds=5, # that each picture stays
+):
+    "A walk that plays by itself, over and over; pictures of different sizes get a white margin."
+    frames = [Image.open(io.BytesIO(picture)).convert("RGB") for picture in pictures]
+    size = tuple(map(max, zip(*(frame.size for frame in frames))))
+    frames = [ImageOps.pad(frame, size, color="white") for frame in frames]
+    frames[0].save(path, "webp", save_all=True, append_images=frames[1:], duration=1000 * seconds, loop=0, quality=60)
