@@ -413,6 +413,8 @@ const CSS = `
 .touch :is(svg, .touch-sides) { touch-action: pan-y; cursor: crosshair; user-select: none }
 .touch-panels, .touch-halves { display: grid; gap: 10px 14px; align-items: start }
 .touch-panels { grid-template-columns: 1fr 1fr; margin-bottom: 10px }
+.touch-panels > div > div { display: flex; align-items: flex-end; min-height: 2.8em }
+.touch-panels + div { min-height: 6.5em }
 .touch-halves { grid-template-columns: repeat(auto-fit, minmax(min(100%, 300px), 1fr)) }
 .touch table.touch-bars { display: table; width: 100%; border: 0; border-collapse: collapse; font-size: 13px }
 .touch table.touch-bars tr { background: none }
@@ -426,8 +428,8 @@ const CSS = `
 .touch-chosen i { background: #e69f00 }
 .touch-bars b { display: inline-block; width: 11px; height: 11px; margin-right: 6px; border: 1px solid #888 }
 .touch-head { display: flex; gap: 12px; align-items: center; margin-bottom: 8px }
-.touch ol { list-style: none; padding: 0; margin: 0 }
-.touch li { margin: 0 }
+.touch > ol { list-style: none; padding: 0; margin: 0 }
+.touch ol > li { margin: 0 }
 .touch li div { overflow-x: auto }
 .touch li img { min-width: 640px; background: #fff }
 .touch-wiping { max-width: 720px }
@@ -588,7 +590,7 @@ function stepper(root) {
 function wiper(root) {
   const sides = root.querySelector(".touch-sides");
   const [before, after] = [...sides.querySelectorAll("span")].map(name => name.textContent);
-  const label = make("label", root, {textContent: `${before} | ${after}`});
+  const label = make("label", root, {textContent: `move the line between ${before} and ${after}`});
   const slider = make("input", label, {type: "range", min: 0, max: 100, value: 50});
   const go = () => {
     root.style.setProperty("--at", `${slider.value}%`);

@@ -310,9 +310,9 @@ def explorer_picture(
     shown = np.array(image.resize(size, Image.BILINEAR)), np.array(truth.resize(size, Image.NEAREST))
     state = State('this run', domain.name, x=size[0] // 2, y=size[1] // 2, tau=model.tau)
     view = Desk({'this run': model}, {domain.name: shown}).view(state)
-    return Picture(touch_explorer(view), f'An image of {domain.name} to point at. ' + ' '.join(words(view)[:2]),
-                   'Press or drag on a picture, or give the first one the focus and use the arrow keys. The network saw '
-                   f'the whole image at {size[0]} × {size[1]} pixels.')
+    return Picture(touch_explorer(view), f'An image of {domain.name} to point at. {" ".join(words(view)[:2])}',
+                   'Press or drag on a picture, or give the first one the focus and use the arrow keys. '
+                   f'The network saw the whole image at {size[0]} × {size[1]} pixels.')
 
 # %% ../nbs/44_report.ipynb #chr1
 def change_picture(
@@ -339,8 +339,8 @@ def wipe_picture(
 ):                        # Picture
     "What both made of one photograph, under a line to move."
     size = fitting_size(*photo.shape[1::-1])
-    laid = [Image.fromarray(overlay(photo, ask(model, photo, protocol)[0], .5)).resize(size) for model in (before, after)]
-    return Picture(wiper(*laid, alt='Predicted classes over a photograph'),
+    laid = [overlay(photo, ask(model, photo, protocol)[0], .5) for model in (before, after)]
+    return Picture(wiper(*(Image.fromarray(p).resize(size) for p in laid), alt='Predicted classes over a photograph'),
                    'The first of the photographs above with its predicted classes, before and after.',
                    'Move the line with a mouse, a finger or the arrow keys.')
 
@@ -388,7 +388,7 @@ def report_run(
     path = read_path(file) if (file := folder / 'memory_path.safetensors').exists() else None
     changes, before = adapted(plan, model)
     figures = changes | run_figures(model, sources, targets, results, log, path=path, protocol=plan.score)
-    if model.mem is not None: figures['Ask the memory'] = explorer_picture(model, (list(targets) or list(sources))[0])
+    if model.mem is not None: figures['Ask the memory'] = explorer_picture(model, [*targets, *sources][0])
     (folder / 'figures').mkdir(exist_ok=True)
     for title, picture in figures.items():
         if isinstance(picture.image, str): continue                   # to touch
