@@ -416,7 +416,8 @@ const CSS = `
 .touch-panels > div > div { display: flex; align-items: flex-end; min-height: 2.8em }
 .touch-panels + div { min-height: 6.5em }
 .touch-halves { grid-template-columns: repeat(auto-fit, minmax(min(100%, 300px), 1fr)) }
-.touch table.touch-bars { display: table; width: 100%; border: 0; border-collapse: collapse; font-size: 13px }
+.touch table.touch-bars { display: table; table-layout: auto; width: 100%; border: 0; border-collapse: collapse;
+  font-size: 13px }
 .touch table.touch-bars tr { background: none }
 .touch table.touch-bars :is(th, td) { padding: 1px 5px; border: 0; text-align: right; white-space: nowrap;
   font-weight: 400; font-size: 13px; vertical-align: middle; background: none; color: inherit; min-width: 0 }
@@ -428,8 +429,8 @@ const CSS = `
 .touch-chosen i { background: #e69f00 }
 .touch-bars b { display: inline-block; width: 11px; height: 11px; margin-right: 6px; border: 1px solid #888 }
 .touch-head { display: flex; gap: 12px; align-items: center; margin-bottom: 8px }
-.touch > ol { list-style: none; padding: 0; margin: 0 }
-.touch ol > li { margin: 0 }
+.touch[data-touch] > ol { list-style: none; padding: 0; margin: 0 }
+.touch[data-touch] li { margin: 0 }
 .touch li div { overflow-x: auto }
 .touch li img { min-width: 640px; background: #fff }
 .touch-wiping { max-width: 720px }
@@ -604,6 +605,7 @@ function wiper(root) {
 if (!document.getElementById("touch-style")) make("style", document.head, {id: "touch-style", textContent: CSS});
 for (const root of document.querySelectorAll("[data-touch]:not([data-ready])")) {
   root.dataset.ready = "";
+  root.addEventListener("focusin", e => e.target.dataset.lmSuppressShortcuts = true);     // keys are not JupyterLab's
   const facts = root.querySelector("script[type]")?.textContent;
   ({explorer, stepper, wiper})[root.dataset.touch](root, facts && JSON.parse(facts));
 }
@@ -631,8 +633,7 @@ def touchable(
     "A figure with its numbers and the script that brings it to life; it may stand on a page beside others."
     facts = '' if data is None else json.dumps(data, separators=(',', ':')).replace('<', '\\u003c')
     facts = facts and f'<script type="application/json">{facts}</script>'
-    return (f'<div class="touch" data-touch="{kind}" data-lm-suppress-shortcuts="true">{body}{facts}'
-            f'<script>{TOUCH}</script></div>')
+    return f'<div class="touch" data-touch="{kind}">{body}{facts}<script>{TOUCH}</script></div>'
 
 # %% ../nbs/43_explorer.ipynb #t012
 def marked_svg(view: View):  # HTML

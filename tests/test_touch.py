@@ -183,6 +183,7 @@ def test_explorer(page, desk, cosines, view):
         page.press(panel, x, y)
         page.shows(at(x, y), cosines, 0.1)
     page.page.locator("svg").first.focus()                                    # keys
+    assert page.page.locator("svg").first.get_attribute("data-lm-suppress-shortcuts"), "JupyterLab would take the keys"
     for key in ("ArrowLeft", "ArrowLeft", "ArrowDown", "Shift+ArrowRight", "Shift+ArrowDown"): page.page.keyboard.press(key)
     rows, cols = view.thought.s.shape[1:]
     x, y = 158 + 256 // cols, 6 + 128 // rows
