@@ -429,8 +429,8 @@ const CSS = `
 .touch-chosen i { background: #e69f00 }
 .touch-bars b { display: inline-block; width: 11px; height: 11px; margin-right: 6px; border: 1px solid #888 }
 .touch-head { display: flex; gap: 12px; align-items: center; margin-bottom: 8px }
-.touch[data-touch] > ol { list-style: none; padding: 0; margin: 0 }
-.touch[data-touch] li { margin: 0 }
+.touch.touch[data-touch] > ol { list-style: none; padding: 0; margin: 0 }
+.touch.touch[data-touch] ol > li { margin: 0 }
 .touch li div { overflow-x: auto }
 .touch li img { min-width: 640px; background: #fff }
 .touch-wiping { max-width: 720px }
