@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CSS', 'Picture', 'figure_html', 'table_html', 'mean_rows', 'result_tables', 'log_table', 'write_report', 'ask',
            'richest', 'in_words_of', 'compare_picture', 'memory_pictures', 'embedding_picture', 'path_picture',
-           'loss_picture', 'bars_picture', 'run_figures', 'change_picture', 'change_table', 'adapted', 'report_run',
-           'write_memory_maps']
+           'loss_picture', 'bars_picture', 'run_figures', 'explorer_picture', 'change_picture', 'wipe_picture',
+           'change_table', 'adapted', 'report_run', 'write_memory_maps']
 
 # %% ../nbs/44_report.ipynb #0003
 import base64, html, json
@@ -14,21 +14,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 import numpy as np, torch
+from PIL import Image
 from .data import evenly, to_tensor
 from .datasets import open_photos
+from .desk import Desk, State, fitting_size
 from .embeddings import collect_pixels, embed, in_figures, memory_path, plot_embedding, separation
 from .evaluation import Protocol, mean_miou, percent, same_classes, segment
+from .explorer import touch_explorer, wiper, words
 from .labels import CLASSES
 from .memory_init import normalise
 from .plots import (NOT_LOSSES, accuracy, change_grid, class_bars, loss_curves, memory_similarity,
-                          memory_weight_maps, png_bytes, present, qualitative_grid)
+                          memory_weight_maps, overlay, png_bytes, present, qualitative_grid)
 from .training import load_run, read_log, read_path, whole_file
 
 # %% ../nbs/44_report.ipynb #0006
 @dataclass
 class Picture:
     "A picture of the report."
-    image: Any         # Figure, or the bytes of a PNG file
+    image: Any         # Figure, bytes of a PNG file, or HTML of a figure to touch
     alt: str           # what a reader who cannot see it must know
     caption: str = ''  # plain text under the picture
 
@@ -40,10 +43,12 @@ def figure_html(
     "Heading, picture with its description, caption."
     if not picture.alt.strip():
         raise ValueError(f'figure {title!r}: alt text is empty; expected a sentence, write down what is to be seen')
-    code = base64.b64encode(png_bytes(picture.image)).decode()
     title, alt, caption = map(html.escape, (title, picture.alt, picture.caption))
-    return (f'<figure><h3>{title}</h3><div class="scroll" tabindex="0">'
-            f'<img src="data:image/png;base64,{code}" alt="{alt}"></div><figcaption>{caption}</figcaption></figure>')
+    if isinstance(picture.image, str): shown = f'<div role="group" aria-label="{alt}">{picture.image}</div>'
+    else:
+        code = base64.b64encode(png_bytes(picture.image)).decode()
+        shown = f'<div class="scroll" tabindex="0"><img src="data:image/png;base64,{code}" alt="{alt}"></div>'
+    return f'<figure><h3>{title}</h3>{shown}<figcaption>{caption}</figcaption></figure>'
 
 # %% ../nbs/44_report.ipynb #0014
 def table_html(
@@ -294,6 +299,21 @@ def run_figures(
     if unseen: figures['Features by class and by domain'] = embedding_picture(model, [*sources, *unseen][:8])
     return {title: picture for title, picture in figures.items() if picture is not None}
 
+# %% ../nbs/44_report.ipynb #tou1
+def explorer_picture(
+    model,   # MemoryNet with a memory
+    domain,  # a domain it has never seen
+):           # Picture
+    "One image of a domain to point at."
+    image, truth = map(Image.fromarray, richest(domain))
+    size = fitting_size(*image.size)
+    shown = np.array(image.resize(size, Image.BILINEAR)), np.array(truth.resize(size, Image.NEAREST))
+    state = State('this run', domain.name, x=size[0] // 2, y=size[1] // 2, tau=model.tau)
+    view = Desk({'this run': model}, {domain.name: shown}).view(state)
+    return Picture(touch_explorer(view), f'An image of {domain.name} to point at. {" ".join(words(view)[:2])}',
+                   'Press or drag on a picture, or give the first one the focus and use the arrow keys. '
+                   f'The network saw the whole image at {size[0]} × {size[1]} pixels.')
+
 # %% ../nbs/44_report.ipynb #chr1
 def change_picture(
     before, after,        # two models
@@ -310,6 +330,19 @@ def change_picture(
                    f'{len(photos)} photographs, their classes before and after, and the pixels that changed: '
                    f'{100 * share:.0f} %. {more} grew most, {less} shrank most.',
                    'Spread evenly over all photographs. Nobody labelled them, so a change is no improvement yet: look.')
+
+# %% ../nbs/44_report.ipynb #tou3
+def wipe_picture(
+    before, after,        # two models
+    photo,                # (H, W, 3) uint8
+    protocol=Protocol(),  # how it is shown
+):                        # Picture
+    "What both made of one photograph, under a line to move."
+    size = fitting_size(*photo.shape[1::-1])
+    laid = [overlay(photo, ask(model, photo, protocol)[0], .5) for model in (before, after)]
+    return Picture(wiper(*(Image.fromarray(p).resize(size) for p in laid), alt='Predicted classes over a photograph'),
+                   'The first of the photographs above with its predicted classes, before and after.',
+                   'Move the line with a mouse, a finger or the arrow keys.')
 
 # %% ../nbs/44_report.ipynb #chr2
 def change_table(
@@ -336,8 +369,10 @@ def adapted(
     photos = open_photos(plan.photos, plan.score.height, plan.exam, plan.seed, plan.size)
     file = Path(plan.begin) / 'results.json'
     chosen = [photos[i][0] for i in evenly(len(photos), 6)]
-    picture = change_picture(load_run(plan.begin)[0].to(model.device), model, chosen, plan.score)
-    return {'Photographs before and after': picture}, json.loads(file.read_text('utf-8')) if file.is_file() else {}
+    old = load_run(plan.begin)[0].to(model.device)
+    return {'Photographs before and after': change_picture(old, model, chosen, plan.score),
+            'One photograph under a wiper': wipe_picture(old, model, chosen[0], plan.score)}, (
+        json.loads(file.read_text('utf-8')) if file.is_file() else {})
 
 # %% ../nbs/44_report.ipynb #run1
 def report_run(
@@ -353,8 +388,10 @@ def report_run(
     path = read_path(file) if (file := folder / 'memory_path.safetensors').exists() else None
     changes, before = adapted(plan, model)
     figures = changes | run_figures(model, sources, targets, results, log, path=path, protocol=plan.score)
+    if model.mem is not None: figures['Ask the memory'] = explorer_picture(model, [*targets, *sources][0])
     (folder / 'figures').mkdir(exist_ok=True)
     for title, picture in figures.items():
+        if isinstance(picture.image, str): continue                   # to touch
         picture.image = png_bytes(picture.image)
         name = ''.join(c if c.isalnum() else '-' for c in title.lower()) + '.png'
         with whole_file(folder / 'figures' / name) as part: part.write_bytes(picture.image)

@@ -41,7 +41,7 @@ class Page(HTMLParser):
         self.tags[f"{tag} {at.get('start', '')}".strip()] += 1
         if tag == "a" and at.get("href"): self.links.append(at["href"])
         if tag == "link" and at.get("rel") not in ("prev", "next", "canonical"): self.loads.append(at["href"])
-        if "src" in at: self.loads.append(at["src"])
+        if "src" in at and not at["src"].startswith("data:"): self.loads.append(at["src"])
         if "id" in at: self.ids.add(at["id"])
         if tag not in VOID: self.inside.append(bool(CODE.match(tag)) or "arithmatex" in (at.get("class") or ""))
 
