@@ -51,6 +51,20 @@ def test_features_are_those_of_the_encoder():
     assert int(found.y[0, 3, 5]) == np.bincount(y[48:64, 80:96].flatten().numpy()).argmax()
 
 
+def test_thumbnails_train_from_scratch():
+    small = lb.make_lab(("town", "rendered"), ("fog",), train=4, val=2, exam=2, view="thumbnails", processes=0, progress=False)
+    x, y = to_tensor(*open_domain("town", 6)[2])
+    raw = lb.thumbnails(open_domain("town", 6), [2])
+    torch.testing.assert_close(raw.x[0, :, 5, 7], x[:, 20:24, 28:32].mean((1, 2)))
+    assert small.train["town"].x.shape == (4, 3, 32, 64) and small.train["town"].y.shape == (4, 32, 64)
+    run = LabRun(small, "pinmem", steps=2)
+    assert run.model.encoder(small.train["town"].x)[0].shape == (4, 64, 8, 16)
+    before = run.model.encoder.layers[0][0].weight.clone()
+    run.go()
+    assert not torch.equal(before, run.model.encoder.layers[0][0].weight)   # E itself learns
+    complaint(ValueError, lambda: lb.make_lab(view="small"), "thumbnails")
+
+
 def test_majority_by_hand():
     y = torch.tensor([[[3, 3, 255, 255, 7, 1], [3, 8, 255, 4, 1, 7]]])
     assert majority(y, 2).tolist() == [[[3, IGNORE, 1]]]              # most; most ignored; a tie goes to the lower id
