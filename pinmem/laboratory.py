@@ -410,7 +410,7 @@ def race_figure(
     if pinned: draw_memory_path(axes[0, -1], pinned[-1])
     return fig
 
-# %% ../nbs/27_laboratory.ipynb #0059
+# %% ../nbs/27_laboratory.ipynb #0061
 def lab_controls(
     lab, # Lab
 ):       # -> dict: name -> widget
@@ -426,7 +426,7 @@ def lab_controls(
         domains=widgets.IntSlider(len(lab.train), 2, len(lab.train), description="source domains", **wide),
         strength=widgets.FloatSlider(description="shift s", value=1., min=0, max=2, step=.25, **wide))
 
-# %% ../nbs/27_laboratory.ipynb #0060
+# %% ../nbs/27_laboratory.ipynb #0062
 def race_runs(
     lab,           # Lab
     first, second, # keys of LAB_METHODS
@@ -442,7 +442,7 @@ def race_runs(
         found.append(LabRun(moved, method, seed, steps, domains, tau, **own))
     return found
 
-# %% ../nbs/27_laboratory.ipynb #0061
+# %% ../nbs/27_laboratory.ipynb #0063
 def next_turn(
     call, # function without arguments
 ):
@@ -450,7 +450,7 @@ def next_turn(
     try: asyncio.get_running_loop().call_later(.01, call)
     except RuntimeError: call()
 
-# %% ../nbs/27_laboratory.ipynb #0062
+# %% ../nbs/27_laboratory.ipynb #0064
 class LiveLab:
     "The widget: knobs, a button, the figure of `race_figure`. Show `.box`."
     def __init__(
@@ -509,7 +509,7 @@ class LiveLab:
         plt.close(fig)
         self.picture.value = file.getvalue()
 
-# %% ../nbs/27_laboratory.ipynb #0067
+# %% ../nbs/27_laboratory.ipynb #0069
 RECIPES = {name: (name, {}) for name in LAB_METHODS} | {
     "first order": ("pinmem", dict(order=1)),                         # Eq 9 as a constant
     "no coherence": ("pinmem", dict(lam1=0)), "no divergence": ("pinmem", dict(lam2=0)),     # Table 5
@@ -523,7 +523,7 @@ RECIPES = {name: (name, {}) for name in LAB_METHODS} | {
 }
 PAPER_RECIPES = ("aggregation", "aggregation-memory", "mldg-first", "mldg", "episodic-memory", "pinmem", "pinmem+")
 
-# %% ../nbs/27_laboratory.ipynb #0068
+# %% ../nbs/27_laboratory.ipynb #0070
 class LabJob(Settings):
     "One training of the study."
     recipe: str = switch("pinmem", "key of RECIPES")
@@ -534,7 +534,7 @@ class LabJob(Settings):
     strength: float = switch(1.0, "of the shift, see `spread`", 0, 100)
     channels: int = switch(64, "C", 1)
 
-# %% ../nbs/27_laboratory.ipynb #0069
+# %% ../nbs/27_laboratory.ipynb #0071
 def run_job(
     lab,       # Lab
     job,       # LabJob
@@ -551,7 +551,7 @@ def run_job(
     return dict(job=job.model_dump(), **short(run.end()), curve=[short(row) for row in run.curve],
                 seconds=round(time.time() - started, 1), torch=torch.__version__)
 
-# %% ../nbs/27_laboratory.ipynb #0070
+# %% ../nbs/27_laboratory.ipynb #0072
 def lab_lines(
     path, # file of the study, perhaps not there yet
 ):        # -> list of dicts; a line that was cut off in the middle is left out
@@ -562,7 +562,7 @@ def lab_lines(
         except ValueError: pass
     return found
 
-# %% ../nbs/27_laboratory.ipynb #0071
+# %% ../nbs/27_laboratory.ipynb #0073
 def finish_job(
     lab,  # Lab
     job,  # LabJob
@@ -577,14 +577,14 @@ def finish_job(
         file.write("\n" * (bool(text) and text[-1] != "\n") + json.dumps(line) + "\n")
     return line
 
-# %% ../nbs/27_laboratory.ipynb #0073
+# %% ../nbs/27_laboratory.ipynb #0075
 TUNING = 1000                # seeds from here on choose a rate, and are never reported
-RATES = (1e-3, 2e-3, 4e-3)
+RATES = (2e-3, 4e-3, 8e-3)
 
-# %% ../nbs/27_laboratory.ipynb #0074
+# %% ../nbs/27_laboratory.ipynb #0076
 CONDITION = ["recipe", "steps", "domains", "strength", "channels"]  # what a rate is chosen for
 
-# %% ../nbs/27_laboratory.ipynb #0075
+# %% ../nbs/27_laboratory.ipynb #0077
 def rate_table(
     lines, # of `lab_lines`
 ):         # -> DataFrame: a row for each condition, a column for each rate; mIoU on held-out pictures of the sources
@@ -593,7 +593,7 @@ def rate_table(
     if not rows: return pd.DataFrame(columns=CONDITION).set_index(CONDITION)
     return pd.DataFrame(rows).pivot_table(index=CONDITION, columns="lr", values="val", sort=False)
 
-# %% ../nbs/27_laboratory.ipynb #0076
+# %% ../nbs/27_laboratory.ipynb #0078
 def best_rate(
     lab,         # Lab
     job,         # LabJob; its rate and seed are replaced
@@ -606,10 +606,11 @@ def best_rate(
         for i in range(tries): finish_job(lab, job.but(lr=lr, seed=TUNING + i), path)
     found = rate_table(lab_lines(path)).loc[tuple(getattr(job, name) for name in CONDITION)].dropna()
     tried = ", ".join(f"{lr:g}: {score:.2f}" for lr, score in found.items())
-    print(f"{job.recipe}, {job.steps} steps: rate {found.idxmax():g}, by mIoU on the sources of {tried}", flush=True)
+    edge = ", at the edge of the grid" if found.idxmax() in (min(rates), max(rates)) else ""
+    print(f"{job.recipe}, {job.steps} steps: rate {found.idxmax():g}{edge}; on the sources {tried}", flush=True)
     return float(found.idxmax())
 
-# %% ../nbs/27_laboratory.ipynb #0077
+# %% ../nbs/27_laboratory.ipynb #0079
 def run_study(
     lab,                   # Lab
     path,                  # file of JSON lines; what it holds is not run again
@@ -632,7 +633,7 @@ def run_study(
                 told = ", ".join(f"{group} {score:.1f}" for group, score in scores.items())
                 print(f"{recipe}, {steps} steps, seed {seed}: {told}", flush=True)
 
-# %% ../nbs/27_laboratory.ipynb #0078
+# %% ../nbs/27_laboratory.ipynb #0080
 def lab_frame(
     lines,          # of `lab_lines`
     weights="mean", # 'mean' of the last half, or the 'last' ones
@@ -646,7 +647,7 @@ def lab_frame(
         return job["seed"] < TUNING and best.get(tuple(job[name] for name in CONDITION), job["lr"]) == job["lr"]
     return pd.DataFrame([row(line) for line in lines if counts(line["job"])])
 
-# %% ../nbs/27_laboratory.ipynb #0079
+# %% ../nbs/27_laboratory.ipynb #0081
 def lab_pairs(
     frame,              # of `lab_frame`
     score="unseen",     # column to compare
@@ -662,7 +663,7 @@ def lab_pairs(
                           fall=both.fall_base.mean(), ours=both[score].tolist(), theirs=both[f"{score}_base"].tolist()))
     return pd.DataFrame(found, columns=[*CONDITION, "lr", "n", "fall", "ours", "theirs"])
 
-# %% ../nbs/27_laboratory.ipynb #0081
+# %% ../nbs/27_laboratory.ipynb #0083
 def plot_gains(
     rows, # of `lab_pairs`, each with mean, low and high of the difference
     ax,   # Axes

@@ -135,6 +135,15 @@ def test_a_step_is_that_of_meta_gradients(lab):
     torch.testing.assert_close(run.model.mem, write_memory(run.model, mem, *mtr, aim=a.aim))
 
 
+def test_rate_follows_half_a_cosine_over_the_whole_run(lab):
+    run, rates = LabRun(lab, "aggregation", steps=4, lr=1e-2), []
+    for _ in range(4):
+        run.go(1)
+        rates.append(run.algorithm.optimisers["main"].param_groups[1]["lr"])
+        assert (run.algorithm.mean is None) == (run.step <= 2)         # the mean is that of the last half
+    np.testing.assert_allclose(rates, 1e-2 * np.array([1, (2 + 2 ** .5) / 4, .5, (2 - 2 ** .5) / 4]))
+
+
 def test_a_run_stops_and_goes_on(lab):
     whole, parts = LabRun(lab, "pinmem", steps=6), LabRun(lab, "pinmem", steps=6)
     whole.go()
