@@ -670,12 +670,13 @@ def plot_gains(
 ):        # the same Axes
     "When does it help? The gain of a recipe against the fall of the baseline it is paired with."
     colours = dict(zip(dict.fromkeys(rows.recipe), plt.get_cmap("tab10").colors))
-    width = .012 * max(rows.fall.max() - rows.fall.min(), .5)
+    width = .03 * max(rows.fall.max() - rows.fall.min(), .5)
     for name, group in rows.groupby("recipe", sort=False):
         x = group.fall + width * (list(colours).index(name) - len(colours) / 2)      # side by side
         ax.errorbar(x, group["mean"], [group["mean"] - group.low, group.high - group["mean"]], fmt="o", ms=4, capsize=2,
                     color=colours[name], label=name)
     ax.axhline(0, color="#969696", lw=.8)
+    ax.set(xlim=(rows.fall.min() - .4, rows.fall.max() + .4))
     ax.set(xlabel="fall of the baseline from its best unseen score, points", ylabel="gain over it, points of mIoU")
     ax.legend(fontsize=8, frameon=False)
     ax.spines[["top", "right"]].set_visible(False)
