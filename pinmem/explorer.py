@@ -549,7 +549,7 @@ const bars = (into, d) => {                            // a row for each class; 
     make("b", head, {style: `background: rgb(${d.colours[n]})`});
     return {line, weight, cosine, label: make("span", head), bar: make("i", set(bar, {className: "touch-bar"}))};
   });
-  return ({x, y, t, p, chosen}, w, s) => {             // pixel, truth, prediction, class of the map; weight and cosine of n
+  return ({x, y, t, p, chosen}, w, s) => {             // pixel, truth, prediction, class of the map; w(n), s(n)
     const most = Math.max(...d.names.map((_, n) => w(n))), end = [.1, .2, .5, 1].find(v => most <= v) ?? 1;
     caption.textContent = `memory weights at (${x}, ${y}); the line is 1/${d.names.length}`;
     axis.textContent = `0 to ${end}`;
