@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['LAB_METHODS', 'LAB', 'RECIPES', 'PAPER_RECIPES', 'TUNING', 'RATES', 'CONDITION', 'cover', 'majority', 'stack_maps',
-           'LabSet', 'look_once', 'Lab', 'standardised', 'thumbnails', 'make_lab', 'pack_lab', 'open_lab', 'spread',
-           'GridEncoder', 'ThumbEncoder', 'small_network', 'lab_batches', 'fill_memory', 'half_cosine', 'grid_miou',
-           'score_lab', 'means_of', 'LabRun', 'memory_plane', 'draw_curves', 'draw_memory_path', 'race_figure',
-           'lab_controls', 'race_runs', 'next_turn', 'LiveLab', 'LabJob', 'run_job', 'lab_lines', 'finish_job',
-           'rate_table', 'best_rate', 'run_study', 'lab_frame', 'lab_pairs', 'plot_gains']
+           'LabSet', 'look_once', 'Lab', 'standardised', 'principal', 'thumbnails', 'make_lab', 'pack_lab', 'open_lab',
+           'spread', 'GridEncoder', 'ThumbEncoder', 'small_network', 'lab_batches', 'fill_memory', 'half_cosine',
+           'grid_miou', 'score_lab', 'means_of', 'LabRun', 'memory_plane', 'draw_curves', 'draw_memory_path',
+           'race_figure', 'lab_controls', 'race_runs', 'next_turn', 'LiveLab', 'LabJob', 'run_job', 'lab_lines',
+           'finish_job', 'rate_table', 'best_rate', 'run_study', 'lab_frame', 'lab_pairs', 'plot_gains']
 
 # %% ../nbs/27_laboratory.ipynb #0004
-import asyncio, functools, io, json, math, time
+import asyncio, functools, inspect, io, json, math, time
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 import matplotlib.pyplot as plt
@@ -120,7 +120,18 @@ def standardised(
     x = torch.cat([s.x for s in lab.train.values()])
     var, mean = torch.var_mean(x, (0, 2, 3), keepdim=True, correction=0)     # (1, C, 1, 1)
     std = var.clamp_min(1e-12).sqrt()
-    return lab.changed(lambda name, x: ((x - mean) / std).contiguous(memory_format=torch.channels_last))
+    return lab.changed(lambda name, x: (x - mean) / std)
+
+# %% ../nbs/27_laboratory.ipynb #0019e
+def principal(
+    lab,  # Lab whose sources have mean 0
+    keep, # number of axes
+):        # -> Lab with so many channels (or as many as there are), mean variance 1
+    "Features in the axes along which the training pictures of the sources differ most."
+    x = torch.cat([s.x for s in lab.train.values()]).movedim(1, -1).flatten(0, -2)   # (cells, C)
+    size, axes = torch.linalg.eigh(x.T @ x / len(x))                                 # least first
+    turn = axes.flip(1)[:, :keep] / size.flip(0)[:keep].mean().clamp_min(1e-12).sqrt()
+    return lab.changed(lambda name, x: torch.einsum("bchw,ck->bkhw", x, turn))
 
 # %% ../nbs/27_laboratory.ipynb #0021
 def thumbnails(
@@ -139,6 +150,7 @@ def make_lab(
     photos={},                      # name -> NAME:PATH of photographs with labels, to score
     train=80, val=20, exam=40,      # pictures of each source, of its validation, of each unseen style
     view="features",                # 'features' of the pretrained encoder, or 'thumbnails'
+    axes=128,                       # principal axes of the features that are kept
     processes=2,                    # that draw
     progress=True,                  # show bars
 ):                                  # -> Lab
@@ -153,11 +165,13 @@ def make_lab(
         return look(domain, evenly(len(domain), n))
     part = lambda s, a, b: replace(s, x=s.x[a:b], y=s.y[a:b])
     whole = {spec: seen(spec, train + val, 0) for spec in sources}
-    return standardised(Lab(
+    lab = standardised(Lab(
         {name: part(s, 0, train) for name, s in whole.items()},
         {name: part(s, train, None) for name, s in whole.items()},
         {spec: seen(spec, exam, 1) for spec in unseen},
         {name: seen(spec, None, 0) for name, spec in photos.items()}))
+    if view == "features": lab = principal(lab, axes)
+    return lab.changed(lambda name, x: x.contiguous(memory_format=torch.channels_last))
 
 # %% ../nbs/27_laboratory.ipynb #0024
 def pack_lab(
@@ -173,8 +187,10 @@ def open_lab(
     **how,     # of `make_lab`
 ):             # -> Lab
     "The laboratory of a file, where there is one; else it is made, and written to that file."
-    told = {**how, "photos": sorted(how.get("photos", {}))}              # where photographs lie is nobody's business
-    asked = repr({name: told[name] for name in sorted(told) if name not in ("progress", "processes")})
+    told = inspect.signature(make_lab).bind(**how)
+    told.apply_defaults()                                                # another default is another laboratory
+    told = {**told.arguments, "photos": sorted(how.get("photos", {}))}   # where photographs lie is nobody's business
+    asked = repr({name: value for name, value in told.items() if name not in ("progress", "processes")})
     if path is None or not Path(path).is_file():
         lab = make_lab(**how)
         if path is not None: torch.save(dict(asked=asked, sets=pack_lab(lab)), path)
@@ -249,7 +265,7 @@ def lab_batches(
     sets,         # list of LabSets, one for each domain
     seed,         # of the order
     step,         # its number
-    per_domain=6, # pictures of each
+    per_domain=3, # pictures of each
 ):                # -> list of (x (B, C, h, w), y (B, h, w)), one for each domain
     "The pictures of one step, a function of (seed, step)."
     places = [[which(seed, d, step * per_domain + i, len(s.x)) for i in range(per_domain)] for d, s in enumerate(sets)]

@@ -1,4 +1,5 @@
 """The laboratory: features, labels, batches, one step, the study; a few pictures and a few steps."""
+import functools
 import json
 
 import numpy as np
@@ -13,8 +14,8 @@ from pinmem.datasets import open_domain
 from pinmem.encoders import build_backbone, colours, standardise
 from pinmem.labels import CAMVID11, IGNORE
 from pinmem.laboratory import (LAB_METHODS, Lab, LabJob, LabRun, LabSet, LiveLab, TUNING, finish_job, lab_batches,
-                               lab_frame, lab_lines, lab_pairs, majority, open_lab, race_runs, run_study, spread,
-                               standardised)
+                               lab_frame, lab_lines, lab_pairs, majority, open_lab, principal, race_runs, run_study,
+                               spread, standardised)
 from pinmem.meta_step import meta_gradients, write_memory
 from pinmem.plan import ALGORITHMS
 
@@ -88,6 +89,18 @@ def test_standardised_by_sources_only(lab):
     assert standardised(other).unseen["u"].x.mean() > 2               # an own mean would have been taken away
 
 
+def test_principal_axes_of_the_sources(lab):
+    once = standardised(lab)
+    few, whole = principal(once, 5), principal(once, C)
+    assert few.channels == 5 and few.photos["camvid"].x.shape == (4, 5, 4, 6)
+    x = torch.cat([s.x for s in few.train.values()]).movedim(1, -1).reshape(-1, 5)
+    shape = x.T @ x / len(x)
+    torch.testing.assert_close(shape, torch.diag(shape.diag()), atol=1e-4, rtol=0)    # axes do not mix
+    assert (shape.diag().diff() <= 1e-4).all() and abs(float(shape.diag().mean()) - 1) < 1e-4
+    dot = lambda s: torch.einsum("bchw,bchw->", s.x[:1], s.x[1:2])                    # a turn keeps every angle
+    torch.testing.assert_close(dot(whole.unseen["u"]), dot(once.unseen["u"]))
+
+
 def test_spread_scales_the_offset_of_the_means(lab):
     mean = lambda lab: torch.stack([s.x.mean((0, 2, 3)) for s in (*lab.train.values(), *lab.unseen.values())])
     centre = torch.cat([s.x for s in lab.train.values()]).mean((0, 2, 3))
@@ -152,13 +165,12 @@ def test_a_run_stops_and_goes_on(lab):
 
 
 def test_a_file_keeps_the_laboratory(lab, tmp_path, monkeypatch):
-    monkeypatch.setattr(lb, "make_lab", lambda **how: lab)
-    path = tmp_path / "lab.pt"
+    made, path = [], tmp_path / "lab.pt"
+    monkeypatch.setattr(lb, "make_lab", functools.wraps(lb.make_lab)(lambda **how: made.append(how) or lab))
     open_lab(path, photos={"camvid": "camvid:/somewhere"})
-    monkeypatch.setattr(lb, "make_lab", None)                         # not called again
     again = open_lab(path, photos={"camvid": "camvid:/elsewhere"})
     assert torch.equal(again.photos["camvid"].x, lab.photos["camvid"].x) and again.photos["camvid"].labels == CAMVID11
-    assert b"somewhere" not in path.read_bytes()
+    assert b"somewhere" not in path.read_bytes() and len(made) == 1
     complaint(ValueError, lambda: open_lab(path, train=7), "train", "delete")
 
 
