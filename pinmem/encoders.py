@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PIP', 'mend_torchvision', 'load_timm', 'read_weights_file', 'match_by_order', 'colours', 'standardise',
            'match_by_name', 'weights_file', 'download_weights', 'dilate_last_stages', 'move_stride', 'ConvBackward',
-           'Conv', 'grouped_conv', 'dilated_conv', 'DepthwiseConv2d', 'NormBackward', 'Norm', 'QuickBatchNorm2d',
+           'Conv', 'quick_conv', 'dilated_conv', 'QuickConv2d', 'NormBackward', 'Norm', 'QuickBatchNorm2d',
            'TwiceHardsigmoid', 'quicken', 'create', 'channels_first', 'load_backbone', 'build_backbone']
 
 # %% ../nbs/04_encoders.ipynb #0003
@@ -173,41 +173,49 @@ def move_stride(
 class ConvBackward(Function):
     "The gradient of a convolution, itself with a gradient: one call each way, whatever the number of groups."
     @staticmethod
-    def forward(ctx, g, x, w, how):  # g: gradient at the output; how: stride, padding, ...
+    def forward(ctx, g, x, w, how, need):  # g: gradient at the output; how: stride, ...; need: at x? at w?
         ctx.save_for_backward(g, x, w)
+        ctx.set_materialize_grads(False)
         ctx.how = how
-        return torch.ops.aten.convolution_backward(g, x, w, None, *how, [True, True, False])[:2]
+        return torch.ops.aten.convolution_backward(g, x, w, None, *how, [*need, False])[:2]
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, vx, vw):       # gradients at the two results
+    def backward(ctx, vx, vw):             # gradients at the two results; None where there is none
         g, x, w = ctx.saved_tensors
-        conv = torch.ops.aten.convolution
-        at_g = conv(vx, w, None, *ctx.how) + conv(x, vw, None, *ctx.how)
-        at_x, at_w, _ = torch.ops.aten.convolution_backward(g, vx, vw, None, *ctx.how, [True, True, False])
-        return at_g, at_x, at_w, None
+        conv, back = torch.ops.aten.convolution, torch.ops.aten.convolution_backward
+        parts = [conv(a, b, None, *ctx.how) for a, b in ((vx, w), (x, vw)) if a is not None and b is not None]
+        at_g = sum(parts[1:], parts[0]) if parts else None
+        need = [vw is not None and ctx.needs_input_grad[1], vx is not None and ctx.needs_input_grad[2]]
+        at_x, at_w = back(g, x if vx is None else vx, w if vw is None else vw, None, *ctx.how, [*need, False])[:2]
+        return at_g, at_x, at_w, None, None
 
 # %% ../nbs/04_encoders.ipynb #0036
 class Conv(Function):
     "A convolution whose second derivative does not loop over groups."
     @staticmethod
-    def forward(ctx, x, w, how):
+    def forward(ctx, x, w, b, how):
         ctx.save_for_backward(x, w)
         ctx.how = how
-        return torch.ops.aten.convolution(x, w, None, *how)
+        return torch.ops.aten.convolution(x, w, b, *how)
 
     @staticmethod
     def backward(ctx, g):
-        return *ConvBackward.apply(g, *ctx.saved_tensors, ctx.how), None
+        need = ctx.needs_input_grad
+        at_b = g.sum((0, 2, 3)) if need[2] else None
+        return *ConvBackward.apply(g, *ctx.saved_tensors, ctx.how, need[:2]), at_b, None
 
 # %% ../nbs/04_encoders.ipynb #0037
-def grouped_conv(
+def quick_conv(
     x: torch.Tensor, # (B, C, h, w)
     w: torch.Tensor, # (C_out, C / groups, k, k)
-    stride=1, padding=0, dilation=1, groups=1, # as in F.conv2d, one number for both axes
+    b: torch.Tensor = None, # (C_out,)
+    stride=1, padding=0, dilation=1, groups=1, # as in F.conv2d, numbers or pairs
 ) -> torch.Tensor:   # like F.conv2d
-    "F.conv2d without bias, cheap to differentiate twice."
-    return Conv.apply(x, w.to(x.dtype), ([stride] * 2, [padding] * 2, [dilation] * 2, False, [0, 0], groups))
+    "F.conv2d, cheap to differentiate twice."
+    pair = lambda v: [v, v] if isinstance(v, int) else [*v]
+    how = pair(stride), pair(padding), pair(dilation), False, [0, 0], groups
+    return Conv.apply(x, w.to(x.dtype), None if b is None else b.to(x.dtype), how)
 
 # %% ../nbs/04_encoders.ipynb #0041
 def dilated_conv(
@@ -222,23 +230,27 @@ def dilated_conv(
     H, W = x.shape[-2] // d, x.shape[-1] // d
     x = x.view(b, c, H, d, W, d).permute(3, 5, 0, 1, 2, 4).reshape(d * d * b, c, H, W)
     x = x.contiguous(memory_format=torch.channels_last)
-    y = grouped_conv(x, w, padding=w.shape[-1] // 2, groups=groups)
+    y = quick_conv(x, w, padding=w.shape[-1] // 2, groups=groups)
     y = y.view(d, d, b, -1, H, W).permute(2, 3, 4, 0, 5, 1).reshape(b, -1, H * d, W * d)[:, :, :h, :w_]
     return y.contiguous(memory_format=torch.channels_last)
 
 # %% ../nbs/04_encoders.ipynb #0043
-class DepthwiseConv2d(nn.Conv2d):
-    "The same convolution as before, by `grouped_conv` or `dilated_conv`."
+class QuickConv2d(nn.Conv2d):
+    "The same convolution as before, by `quick_conv` or `dilated_conv`."
     same = False  # TensorFlow's padding: enough zeros for ceil(size / stride), the odd one last
 
     def forward(self, x):                                             # (B, C, h, w)
-        (k, _), (s, _), (d, _), p = self.kernel_size, self.stride, self.dilation, self.padding[0]
+        k, s, d, p = self.kernel_size, self.stride, self.dilation, self.padding
         if self.same:
-            need = [max((-(-n // s) - 1) * s + (k - 1) * d + 1 - n, 0) for n in x.shape[:1:-1]]
-            x = F.pad(x, [part for n in need for part in (n // 2, n - n // 2)])
-        if d > 1 and s == 1 and p == d * (k // 2): y = dilated_conv(x, self.weight, d, self.groups)
-        else: y = grouped_conv(x, self.weight, s, p, d, self.groups)
-        return y if self.bias is None else y + self.bias[:, None, None]
+            need = [max((-(-n // s) - 1) * s + (k - 1) * d + 1 - n, 0) for n, k, s, d in zip(x.shape[2:], k, s, d)]
+            x = F.pad(x, [part for n in need[::-1] for part in (n // 2, n - n // 2)])
+        where = x.device.type
+        if torch.amp.is_autocast_available(where) and torch.is_autocast_enabled(where):
+            x = x.to(torch.get_autocast_dtype(where))
+        if self.groups > 1 and d > (1, 1) and s == (1, 1) and d[0] == d[1] and p == (d[0] * (k[0] // 2),) * 2:
+            y = dilated_conv(x, self.weight, d[0], self.groups)
+            return y if self.bias is None else y + self.bias[:, None, None].to(y.dtype)
+        return quick_conv(x, self.weight, self.bias, s, p, 2 if k == (1, 1) and where == "cpu" else d, self.groups)
 
 # %% ../nbs/04_encoders.ipynb #0047
 class NormBackward(Function):
@@ -300,13 +312,13 @@ class TwiceHardsigmoid(nn.Hardsigmoid):
 def quicken(
     module, # any network; changed in place
 ):          # -> the same network, same weights, same results
-    "Swap what is slow or impossible to differentiate twice: grouped convolutions, BatchNorm, two kernels."
+    "Swap what is slow or impossible to differentiate twice: convolutions, BatchNorm, two kernels."
     for child in module.modules():
         if hasattr(child, "fused_attn"): child.fused_attn = False
         if type(child) is nn.Hardsigmoid: child.__class__ = TwiceHardsigmoid
-        if isinstance(child, nn.Conv2d) and child.groups > 1:
-            same = getattr(child, "same", type(child).__name__ == "Conv2dSame")
-            child.__class__, child.same = DepthwiseConv2d, same
+        same = type(child).__name__ == "Conv2dSame"                   # timm's; other heirs of Conv2d do more
+        if (same or type(child) is nn.Conv2d) and child.padding_mode == "zeros" and not isinstance(child.padding, str):
+            child.__class__, child.same = QuickConv2d, same
         if isinstance(child, nn.BatchNorm2d) and child.affine and child.momentum is not None:
             child.__class__ = QuickBatchNorm2d
     return module

@@ -34,6 +34,7 @@ def one_hot(
         raise ValueError(f'one_hot: labels hold {sorted(set(y.unique().tolist()) - {*range(n), IGNORE})}; '
                          f'expected 0 to {n - 1} or {IGNORE}; recode them first (pinmem.labels.recode)')
     full = (y[:, None] == torch.arange(n, device=y.device)[:, None, None]).to(dtype)  # (B, N, H, W)
+    if full.shape[-2:] == tuple(size): return full
     return F.interpolate(full, tuple(size), mode=mode, align_corners=True if mode == 'bilinear' else None)
 
 # %% ../nbs/11_memory_init.ipynb #0024

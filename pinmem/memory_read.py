@@ -13,11 +13,11 @@ from .memory_init import normalise
 
 # %% ../nbs/13_memory_read.ipynb #0011
 def cosines(
-    f: torch.Tensor,   # (B, C, h, w) features of any length
+    q: torch.Tensor,   # (B, C, h, w) features of unit length
     mem: torch.Tensor, # (N, C) memory, unit rows
 ) -> torch.Tensor:     # (B, N, h, w) in [-1, 1]
     "The cosine of every pixel with every row: the exponent of Eq 4."
-    return torch.einsum('nc,bchw->bnhw', mem, normalise(f))
+    return torch.einsum('nc,bchw->bnhw', mem, q)
 
 # %% ../nbs/13_memory_read.ipynb #0013
 def gumbel_noise(
@@ -46,7 +46,8 @@ def read(
     noise: torch.Tensor = None,  # (B, N, h, w) Gumbel noise, or none
 ) -> tuple:                      # [q ; read] (B, 2C, h, w), s (B, N, h, w), w (B, N, h, w)
     "The inside of Eq 5: the unit feature beside its weighted mean of memory rows."
-    q, s = normalise(f), cosines(f, mem)
+    q = normalise(f)                                                  # (B, C, h, w)
+    s = cosines(q, mem)                                               # (B, N, h, w)
     w = read_weights(s, tau, noise)
     return torch.cat([q, torch.einsum('nc,bnhw->bchw', mem, w)], 1), s, w
 

@@ -14,7 +14,7 @@ from helpers import complaint
 from pinmem.cost import on_meta, parameters, published_gflops, published_macs, table8, tally, true_flops
 from pinmem.data import to_image, to_tensor
 from pinmem.datasets import open_domain
-from pinmem.encoders import PIP, DepthwiseConv2d, QuickBatchNorm2d, build_backbone, colours, read_weights_file, standardise, weights_file
+from pinmem.encoders import PIP, QuickConv2d, QuickBatchNorm2d, build_backbone, colours, read_weights_file, standardise, weights_file
 from pinmem.meta_step import meta_gradients, write_memory
 from pinmem.model import Network, build_model, official_names, old_config
 from pinmem.training import load_run, save_model
@@ -316,7 +316,7 @@ SMALL = {"v3plus": dict(encoder="test_resnet", rates=(1, 2, 3)), "v2": dict(enco
 def plain(model):
     "The same network with PyTorch's own convolution and BatchNorm."
     for child in model.modules():
-        if type(child) is DepthwiseConv2d: child.__class__ = nn.Conv2d
+        if type(child) is QuickConv2d: child.__class__ = nn.Conv2d
         if isinstance(child, QuickBatchNorm2d):
             child.__class__ = timm.layers.BatchNormAct2d if hasattr(child, "act") else nn.BatchNorm2d
     return model
@@ -327,11 +327,11 @@ def test_against_plain_double_backward(name):
     torch.manual_seed(0)
     model = build_model(**TINY, **SMALL[name]).double().train()
     if name == "grouped, dilated":
-        assert any(type(m) is DepthwiseConv2d and m.groups > 1 and m.dilation == (4, 4) for m in model.modules())
+        assert any(type(m) is QuickConv2d and m.groups > 1 and m.dilation == (4, 4) for m in model.modules())
     mtr, mte = batch(dtype=torch.float64)
     ours = step(model, mtr, mte, 2, objective="sum")
     theirs = step(plain(model), mtr, mte, 2, objective="sum")
-    assert not any(isinstance(m, (DepthwiseConv2d, QuickBatchNorm2d)) for m in model.modules())
+    assert not any(isinstance(m, (QuickConv2d, QuickBatchNorm2d)) for m in model.modules())
     assert (flat(ours.outer) - flat(theirs.outer)).norm() <= 1e-9 * flat(theirs.outer).norm()
     for n, g in theirs.grads.items(): assert_close(ours.grads[n], g, rtol=1e-6, atol=1e-9 * float(flat(theirs.grads).abs().max()))
 
