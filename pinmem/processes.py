@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PATIENCE', 'launched', 'check_share', 'own_device', 'join', 'digest', 'code', 'flat', 'agree', 'Gone', 'is_gone',
-           'group', 'speaks']
+           'together', 'speaks']
 
 # %% ../nbs/33_processes.ipynb #0003
 import hashlib, json, os, signal, threading, warnings
@@ -117,7 +117,7 @@ def is_gone(
 
 # %% ../nbs/33_processes.ipynb #0027
 @contextmanager
-def group(
+def together(
     kind,               # 'cpu' or 'cuda'
     patience=PATIENCE,  # seconds to wait for the others
 ):

@@ -25,7 +25,7 @@ from .metrics import ranks
 from .model import collect_statistics
 from .normalisation import build_network
 from .plan import ALGORITHMS, Computing, Plan, in_words, place_of, plan, plan_adaptation, read_plan, versions
-from .processes import agree, check_share, code, digest, group, launched, own_device
+from .processes import agree, check_share, code, digest, launched, own_device, together
 from .settings import Settings, switch
 from .streets import STYLES
 from .training import (RecordMemory, board_writer, check_alike, fit, load_run, load_state, read_config, read_log, save_config,
@@ -282,7 +282,7 @@ def follow(
     device, (r, n) = pick_device(work.device), launched()
     if r: work = work.but(quiet=True)
     if work.threads: torch.set_num_threads(work.threads)
-    with group(device.type):
+    with together(device.type):
         agree({"code": code(), "versions": versions(), "plan": digest(plan.model_dump()), **plan.model_dump(mode="json")})
         many = f", in {n} processes" if n > 1 else ""
         if not work.quiet: print(in_words(plan) + f"\non {device}, {torch.get_num_threads()} threads{many}", flush=True)
