@@ -42,8 +42,8 @@ def own_device(
     if name != "cuda": raise ValueError(
         f"device {name!r} cannot be shared by {n} processes; expected 'cuda' or 'cpu'; choose one of these")
     if place >= torch.cuda.device_count(): raise ValueError(
-        f"process {place} of this machine has no GPU, there are {torch.cuda.device_count()}; start one for each GPU, or "
-        f"add --device cpu")
+        f"process {place} of this machine has no GPU, there are {torch.cuda.device_count()}; start one for each GPU, "
+        f"or add --device cpu")
     return f"cuda:{place}"
 
 # %% ../nbs/33_processes.ipynb #0017
@@ -57,6 +57,7 @@ def join(
     "Meet the other processes, or say in one line why that failed."
     (r, n), where = launched(), ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
     try:
+        if kind == "cuda": torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
         store, *_ = next(rendezvous("env://", timeout=timedelta(seconds=patience)))
         backend = "cpu:gloo" if kind == "cpu" else "cpu:gloo,cuda:nccl"
         dist.init_process_group(backend, store=store, rank=r, world_size=n)

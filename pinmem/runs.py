@@ -25,11 +25,11 @@ from .metrics import ranks
 from .model import collect_statistics
 from .normalisation import build_network
 from .plan import ALGORITHMS, Computing, Plan, in_words, place_of, plan, plan_adaptation, read_plan, versions
-from .processes import agree, check_share, code, digest, launched, own_device, together
+from .processes import agree, check_share, code, launched, own_device, together
 from .settings import Settings, switch
 from .streets import STYLES
-from .training import (RecordMemory, board_writer, check_alike, fit, load_run, load_state, read_config, read_log, save_config,
-                             save_model, to_board, whole_file)
+from .training import (RecordMemory, board_writer, check_alike, fit, load_run, load_state, read_config, read_log,
+                             save_config, save_model, to_board, whole_file)
 from .variants import unweigh, weigh_classes
 
 # %% ../nbs/36_runs.ipynb #0006
@@ -283,7 +283,7 @@ def follow(
     if r: work = work.but(quiet=True)
     if work.threads: torch.set_num_threads(work.threads)
     with together(device.type):
-        agree({"code": code(), "versions": versions(), "plan": digest(plan.model_dump()), **plan.model_dump(mode="json")})
+        agree({"code": code(), **plan.model_dump(mode="json"), "versions": versions()})
         many = f", in {n} processes" if n > 1 else ""
         if not work.quiet: print(in_words(plan) + f"\non {device}, {torch.get_num_threads()} threads{many}", flush=True)
         model = carry_out(plan, folder, work, resume, device)

@@ -248,7 +248,8 @@ def checked_update(
     unlabelled=None, # (B, 3, H, W) without labels, for a method that uses them
 ):              # -> dict of floats
     "One step; raises `NotFinite` naming the step and the losses when one is NaN or infinite."
-    seeds = np.random.SeedSequence([getattr(algorithm, "seed", 0), step, 4])
+    r, _ = ranks()                                                    # each process draws noise of its own
+    seeds = np.random.SeedSequence([getattr(algorithm, "seed", 0), step, 4] + [r] * (r > 0))
     torch.manual_seed(int(seeds.generate_state(1)[0]))
     losses = algorithm.update(batches) if unlabelled is None else algorithm.update(batches, unlabelled)
     bad = [name for name, value in losses.items() if not math.isfinite(value)]
@@ -329,8 +330,8 @@ def check_alike(
     if ranks()[1] == 1: return
     mine = sum(t.double().abs().sum() for t in model.state_dict().values())
     if (whole(mine[None]) == mine).all(): return
-    raise ValueError(f"{when}: the processes have come to different weights; expected the same everywhere; take gradients "
-                     f"with pinmem.meta_step.gradients, and sums over images with pinmem.metrics.total")
+    raise ValueError(f"{when}: the processes have come to different weights; expected the same everywhere; take "
+                     f"gradients with pinmem.meta_step.gradients, and sums over images with pinmem.metrics.total")
 
 # %% ../nbs/31_training.ipynb #0041b
 def share_done(

@@ -3,6 +3,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 
 import numpy as np
@@ -238,3 +239,12 @@ def test_more_processes_than_crops(alone):
     complaint(ValueError, lambda: own_device("mps"), "cannot be shared by 3 processes")
     complaint(ValueError, lambda: own_device("cuda"), "process 2 of this machine has no GPU", "--device cpu")
     complaint(ValueError, lambda: estimate(**PLAN), "without torchrun")
+
+
+def test_torchrun_starts_the_command_and_one_of_its_processes_speaks(tmp_path):
+    words = "train --method aggregation --sources town --targets none --per-domain 1 --out", str(tmp_path / "run")
+    launch = "-m torch.distributed.run --standalone --nproc-per-node=2 -m pinmem"
+    done = subprocess.run([sys.executable, *launch.split(), *words[0].split(), words[1]], capture_output=True, text=True)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("pinmem: ")]
+    assert done.returncode and len(lines) == 1 and "2 processes share the 1 crops of a step" in lines[0]
+    assert not (tmp_path / "run").exists()
