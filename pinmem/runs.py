@@ -308,7 +308,7 @@ def carry_out(
     if plan.begin and not resume:
         go_on_from(algorithm.model, plan.begin)
         doubt_streets(algorithm.model, photos, plan.score)
-    check_alike(algorithm.model, f"before step {start}")
+    check_alike(algorithm, f"before step {start}")
     if not ranks()[0]: save_config(folder, algorithm.model, plan.model_dump(mode="json"))
     learn(algorithm, make_batches(plan, domains, work.workers), photos, plan, folder, start, work)
     return algorithm.model

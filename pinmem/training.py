@@ -323,12 +323,12 @@ def safe_update(
 
 # %% ../nbs/31_training.ipynb #pr02
 def check_alike(
-    model, # after a step
-    when,  # for the message
+    algorithm, # after a step
+    when,      # for the message
 ):
     "Processes that share a run have the same weights, statistics and memory."
     if ranks()[1] == 1: return
-    mine = sum(t.double().abs().sum() for t in model.state_dict().values())
+    mine = sum(t.double().abs().sum() for t in algorithm.model.state_dict().values())
     if (whole(mine[None]) == mine).all(): return
     raise ValueError(f"{when}: the processes have come to different weights; expected the same everywhere; take "
                      f"gradients with pinmem.meta_step.gradients, and sums over images with pinmem.metrics.total")
@@ -372,7 +372,7 @@ def fit(
             if minutes and algorithm.done: bar.total = min(steps, round(step / algorithm.done))  # what time allows
             bar.update(); bar.set_postfix({name: f"{value:.2f}" for name, value in list(rows[-1].items())[1:]})
             if watch: watch(rows)
-            if step == start + 1 or step % every == 0: check_alike(algorithm.model, f"step {step}")
+            if step == start + 1 or step % every == 0: check_alike(algorithm, f"step {step}")
             if step % every == 0: good.keep(step, rows)
     good.write(step, rows)
     return step, rows

@@ -16,7 +16,6 @@ from pinmem.algorithms import Algorithm
 from pinmem.cli import main
 from pinmem.data import DomainBatches, DrawnDomain
 from pinmem.metrics import own, ranks
-from pinmem.model import build_model
 from pinmem.normalisation import build_network
 from pinmem.plan import ALGORITHMS
 from pinmem.processes import agree, join, own_device, together
@@ -127,9 +126,9 @@ def quarrels(r):
     facts = {"versions": {"torch": f"2.{6 + r}"}, "seed": 0}
     yield lambda: agree({"seed": 0})
     yield lambda: agree(facts)
-    model = build_model("test_resnet", **SMALL)
-    with torch.no_grad(): next(model.parameters()).add_(r)
-    yield lambda: check_alike(model, "step 7")
+    algorithm = make("aggregation")
+    with torch.no_grad(): next(algorithm.model.parameters()).add_(r)
+    yield lambda: check_alike(algorithm, "step 7")
 
 
 def free_ports(n):
@@ -148,7 +147,7 @@ def folder(tmp_path_factory):
     for n in (1, 2, 3):
         group = [processes.Process(target=member, args=(r, n, folder, ports[n % 2 * 3:])) for r in range(n)]
         for process in group: process.start()
-        for process in group: process.join(300)
+        for process in group: process.join(900)
         assert [process.exitcode for process in group] == {1: [0], 2: [2, -signal.SIGKILL], 3: [0, 0, 0]}[n]
     return folder
 
