@@ -14,6 +14,7 @@ from torch.nn import functional
 from .decoders import resize
 from .feature_norm import Adaptation, NormOn, damping
 from .meta_step import gradients
+from .metrics import average
 from .settings import switch
 
 # %% ../nbs/24_adversary.ipynb #0009
@@ -61,7 +62,7 @@ def weighted_bce(
 ):           # -> scalar, mean over cells
     "Binary cross-entropy in which a cell counts ε + λ_local M."
     loss = functional.binary_cross_entropy_with_logits(d, torch.full_like(d, label), reduction="none")
-    return (loss if m is None else (eps + lam * m) * loss).mean()
+    return average(loss if m is None else (eps + lam * m) * loss)
 
 # %% ../nbs/24_adversary.ipynb #0029
 def heads_of(
@@ -132,7 +133,7 @@ class Adversarial(Adaptation):
                     for out in (source, target)]
         on_source = {name: weighted_bce(d, 0) for name, d in verdicts[0].items()}
         on_target = {name: self.caught(d, target) for name, d in verdicts[1].items()}
-        right = [{name: ((d > 0) == k).float().mean() for name, d in verdicts[k].items()} for k in (0, 1)]
+        right = [{name: average(((d > 0) == k).float()) for name, d in verdicts[k].items()} for k in (0, 1)]
         learning = {f"adversary.{name}": p for name, p in self.adversary.named_parameters()}
         grads = gradients(self.share * sum([*on_source.values(), *on_target.values()]), learning)
         terms = dict(loss_d_source=on_source, loss_d_target=on_target, right_source=right[0], right_target=right[1])
@@ -203,7 +204,7 @@ class CLAN(Adversarial):
         loss, terms = super().target_loss(source, target)
         cosine = head_cosine(*self.model.decoder.heads)
         fade = damping(self.done, self.switches.fade)
-        facts = dict(cosine=cosine.detach(), map=target["map"].detach().mean())
+        facts = dict(cosine=cosine.detach(), map=average(target["map"].detach()))
         return loss + 2 * self.switches.lam_weight * fade * (cosine + 1), {**terms, **facts}
 
 # %% ../nbs/24_adversary.ipynb #0037

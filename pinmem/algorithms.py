@@ -19,6 +19,7 @@ from .data import ahead, evenly, split_domains, to_tensor
 from .losses import Objective
 from .memory_init import init_memory
 from .meta_step import gradients, meta_gradients, meta_train, write_memory
+from .metrics import own
 from .settings import Settings, switch
 
 # %% ../nbs/20_algorithms.ipynb #0006
@@ -303,10 +304,10 @@ def start_memory(
     device = model.mem.device
     model.eval()
     def pairs():
-        for domain in domains:
-            bar = tqdm(evenly(len(domain), limit), desc=f"first memory, {domain.name}", disable=not progress)
-            for x, y in ahead(lambda i: to_tensor(*domain[i]), bar, 2):  # read while the encoder is busy
-                f, _ = model.encoder(x[None].to(device))
-                yield f, model.labels(y[None].to(device), f)
+        places = own([(domain, i) for domain in domains for i in evenly(len(domain), limit)])
+        bar = tqdm(places, desc="first memory", disable=not progress)
+        for x, y in ahead(lambda place: to_tensor(*place[0][place[1]]), bar, 2):  # read while the encoder is busy
+            f, _ = model.encoder(x[None].to(device))
+            yield f, model.labels(y[None].to(device), f)
     model.mem, seen = init_memory(pairs())
     return (~seen).nonzero()[:, 0].tolist()

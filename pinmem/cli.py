@@ -25,6 +25,7 @@ from .evaluation import Protocol, domain_table, per_class_table
 from .model import Network
 from .plan import (ADAPT, PRESETS, ROWS, Adapting, Computing, Course, Data, Domains, Drawing, Labelled, Learning,
                          adapters, read_switch)
+from .processes import speaks
 from .published import ROWS_OF, beside_published, published
 from . import runs
 from .runs import Run, Work, new_folder
@@ -66,9 +67,10 @@ def preset_words(
 
 # %% ../nbs/90_cli.ipynb #tell
 def tell(
-    run, # `Run` that has just been made
+    run, # `Run` that has just been made; None: another process has made it
 ):
     "Print its scores, and write its report."
+    if run is None: return
     rows, real = list(run.results.values()), [r for name, r in run.results.items() if name not in STYLES]
     if rows: print(domain_table(rows))
     if real and run.plan.preset in ROWS:
@@ -306,6 +308,6 @@ def main(
         return 130
     except (CycloptsError, ValueError, OSError, NotFinite, IndexError, RuntimeError, MemoryError) as error:
         if isinstance(error, RuntimeError) and not out_of_memory(error): raise
-        print(f"pinmem: {one_line(error)}", file=sys.stderr)
+        if speaks(): print(f"pinmem: {one_line(error)}", file=sys.stderr, flush=True)
         return 2
     return 0

@@ -635,12 +635,13 @@ class DomainBatches:
         seed=0,           # seed of order and augmentation
         workers=1,        # threads that prepare batches ahead; 0: none
         processes=0,      # processes that do so instead of the threads
+        share=(0, 1),     # (r, N): this process takes crops r, r + N, r + 2N, ... of every step
         change=None,      # keywords of `photometric`: a dict, or f(step, index of domain) -> dict
         **geometry,       # further keywords of `augment`: scale, flip, rare
     ):
         self.domains, self.per_domain, self.crop, self.seed = list(domains), per_domain, crop, seed
         self.workers, self.processes, self.geometry = workers, processes, geometry
-        self.change = change or PHOTOMETRIC['paper']
+        self.share, self.change = share, change or PHOTOMETRIC['paper']
 
     def crop_of(self, t, d, i):
         "The i-th crop of domain d at step t, as tensors."
@@ -651,9 +652,12 @@ class DomainBatches:
         return to_tensor(*augment(image, mask, rng, self.crop, **self.geometry, **change))
 
     def batch(self, t):
-        "Step t: a list with one (x (B,3,h,w), y (B,h,w)) per domain."
-        crops = [[self.crop_of(t, d, i) for i in range(self.per_domain)] for d in range(len(self.domains))]
-        return [tuple(torch.stack(part) for part in zip(*pairs)) for pairs in crops]
+        "Step t: a list with one (x (B,3,h,w), y (B,h,w)) per domain; of a domain without a crop for us, B is 0."
+        (r, n), (w, h) = self.share, self.crop
+        nothing = torch.empty(0, 3, h, w), torch.empty(0, h, w, dtype=torch.long)
+        of = lambda d: [self.crop_of(t, d, i) for i in range(self.per_domain) if (d * self.per_domain + i) % n == r]
+        crops = map(of, range(len(self.domains)))
+        return [tuple(map(torch.stack, zip(*pairs))) if pairs else nothing for pairs in crops]
 
     def __getitem__(self, t):
         "Step t for a process; what is wrong with a file comes back as a value."

@@ -10,6 +10,7 @@ __all__ = ['resize', 'conv_bn_relu', 'ASPP', 'DeepLabV3Plus', 'ASPPSum', 'DeepLa
 import torch
 import torch.nn.functional as F
 from torch import nn
+from .metrics import ranks
 
 # %% ../nbs/05_decoders.ipynb #0006
 def resize(
@@ -51,7 +52,7 @@ class ASPP(nn.Module):
         self.project = conv_bn_relu((len(rates) + 2) * width, channels)
 
     def forward(self, x):                                             # (B, C_in, h, w)
-        if self.training and len(x) == 1 and isinstance(self.pool[1], nn.BatchNorm2d):
+        if self.training and len(x) == 1 == ranks()[1] and isinstance(self.pool[1], nn.BatchNorm2d):
             raise ValueError("ASPP: one image a batch leaves BatchNorm a single value per channel in the "
                              "image-pool branch; expected two images or more; or build with pool_norm=False")
         pooled = resize(self.pool(x.mean((2, 3), keepdim=True)), x.shape[-2:])

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['PIP', 'mend_torchvision', 'load_timm', 'read_weights_file', 'match_by_order', 'colours', 'standardise',
            'match_by_name', 'weights_file', 'download_weights', 'dilate_last_stages', 'move_stride', 'ConvBackward',
-           'Conv', 'quick_conv', 'dilated_conv', 'QuickConv2d', 'NormBackward', 'Norm', 'QuickBatchNorm2d',
-           'TwiceHardsigmoid', 'quicken', 'create', 'channels_first', 'load_backbone', 'build_backbone']
+           'Conv', 'quick_conv', 'dilated_conv', 'QuickConv2d', 'NormBackward', 'Norm', 'shared_norm',
+           'QuickBatchNorm2d', 'TwiceHardsigmoid', 'quicken', 'create', 'channels_first', 'load_backbone',
+           'build_backbone']
 
 # %% ../nbs/04_encoders.ipynb #0003
 import socket
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import Function, once_differentiable
+from .metrics import ranks, total
 
 # %% ../nbs/04_encoders.ipynb #0006
 def mend_torchvision():
@@ -231,7 +233,7 @@ def dilated_conv(
     x = x.view(b, c, H, d, W, d).permute(3, 5, 0, 1, 2, 4).reshape(d * d * b, c, H, W)
     x = x.contiguous(memory_format=torch.channels_last)
     y = quick_conv(x, w, padding=w.shape[-1] // 2, groups=groups)
-    y = y.view(d, d, b, -1, H, W).permute(2, 3, 4, 0, 5, 1).reshape(b, -1, H * d, W * d)[:, :, :h, :w_]
+    y = y.view(d, d, b, len(w), H, W).permute(2, 3, 4, 0, 5, 1).reshape(b, len(w), H * d, W * d)[:, :, :h, :w_]
     return y.contiguous(memory_format=torch.channels_last)
 
 # %% ../nbs/04_encoders.ipynb #0043
@@ -291,16 +293,34 @@ class Norm(Function):
     def backward(ctx, g):
         return *NormBackward.apply(g, *ctx.saved_tensors, ctx.eps), None, None, None, None
 
+# %% ../nbs/04_encoders.ipynb #sn02
+def shared_norm(
+    x,                         # (B_r, C, h, w), the images of this process; there may be none
+    w, b,                      # (C,) scale and shift
+    running_mean, running_var, # (C,) moved
+    momentum, eps,             # as in F.batch_norm
+):                             # -> like x
+    "BatchNorm in training mode by the mean and the variance over all processes."
+    sums = total(torch.cat([x.sum((0, 2, 3)), x.new_tensor([x.numel() / len(w)])]))   # the last: values of a channel
+    n, mean = sums[-1], sums[:-1] / sums[-1]                          # scalar, (C,)
+    x = x - mean[:, None, None]
+    var = total(x.square().sum((0, 2, 3))) / n
+    with torch.no_grad():
+        running_mean.lerp_(mean, momentum)
+        running_var.lerp_(var * (n / (n - 1)), momentum)
+    return x * (w / (var + eps).sqrt())[:, None, None] + b[:, None, None]
+
 # %% ../nbs/04_encoders.ipynb #0050
 class QuickBatchNorm2d(nn.BatchNorm2d):
-    "The same BatchNorm (and activation, where timm joins the two), by `Norm` in training mode."
+    "The same BatchNorm (and activation, where timm joins the two), in training mode by `Norm` or `shared_norm`."
     def forward(self, x):                                             # (B, C, h, w)
-        if not self.training or x.dtype != self.weight.dtype or x.numel() == x.shape[1]:
+        alone = ranks()[1] == 1
+        if not self.training or alone and (x.dtype != self.weight.dtype or x.numel() == x.shape[1]):
             y = super().forward(x)
         else:
             self.num_batches_tracked.add_(1)
-            statistics = self.running_mean, self.running_var
-            y = Norm.apply(x, self.weight, self.bias, *statistics, self.momentum, self.eps)
+            norm, statistics = Norm.apply if alone else shared_norm, (self.running_mean, self.running_var)
+            y = norm(x.to(self.weight.dtype), self.weight, self.bias, *statistics, self.momentum, self.eps).to(x.dtype)
         return self.act(self.drop(y)) if hasattr(self, "act") else y
 
 # %% ../nbs/04_encoders.ipynb #0052

@@ -16,6 +16,7 @@ from pydantic import model_validator
 from .algorithms import OPTIMISERS, Algorithm, PinTheMemory, parameter_groups, pool
 from .losses import Objective
 from .meta_step import call, gradients, read_pass, scratch, write_memory
+from .metrics import average, total
 from .normalisation import outputs_of
 from .settings import Settings, switch
 
@@ -29,7 +30,7 @@ def norm_step(
     length = lambda f: f.to(torch.promote_types(f.dtype, torch.float32)).norm(dim=1)  # bfloat16: 47 + 0.12 = 47
     norm = length(f)                                                  # (B, h, w); gradient 0 where f is 0
     goal = (norm if before is None else length(before)).detach() + delta_r
-    return (goal - norm).square().mean()
+    return average((goal - norm).square())
 
 # %% ../nbs/23_feature_norm.ipynb #0016
 def last_map(
@@ -62,7 +63,8 @@ def relative_gradient(
     f,               # the tensor they are differentiated by
 ):                   # -> scalar, without a graph
     "κ: how long the gradient of one loss is at f, in units of that of the other."
-    one, other = (torch.autograd.grad(l, f, retain_graph=True)[0].norm() for l in (loss, reference))
+    length = lambda g: total(g.square().sum()).sqrt()
+    one, other = (length(torch.autograd.grad(l, f, retain_graph=True)[0]) for l in (loss, reference))
     return one / other
 
 # %% ../nbs/23_feature_norm.ipynb #0037
@@ -130,9 +132,11 @@ def norm_facts(
     source, target, # (B, C, h, w) features of both kinds of images
 ):                  # -> dict: mean lengths, and their deviation among the cells
     "How long the features are, for the log."
-    lengths = {name: f.detach().float().norm(dim=1) for name, f in (("source", source), ("target", target))}
-    return {**{f"norm_{name}": v.mean() for name, v in lengths.items()},
-            **{f"spread_{name}": v.std(correction=0) for name, v in lengths.items()}}
+    wide = lambda f: f.detach().to(torch.promote_types(f.dtype, torch.float32))
+    lengths = {name: wide(f).norm(dim=1) for name, f in (("source", source), ("target", target))}
+    means = {name: average(v) for name, v in lengths.items()}
+    return {**{f"norm_{name}": mean for name, mean in means.items()},
+            **{f"spread_{name}": average((v - means[name]).square()).sqrt() for name, v in lengths.items()}}
 
 # %% ../nbs/23_feature_norm.ipynb #0042
 def ceiling_fact(

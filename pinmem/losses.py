@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from .labels import IGNORE
+from .metrics import total
 from .settings import Settings, switch
 
 # %% ../nbs/14_losses.ipynb #ob01
@@ -35,11 +36,11 @@ def seg_loss(
         raise ValueError(f'seg_loss: logits are {tuple(logits.shape[-2:])} and labels {tuple(y.shape[-2:])}; '
                          'expected the same height and width; resize the logits first')
     y = y.long()
-    total = F.cross_entropy(logits, y, weight, ignore_index=IGNORE, reduction='none' if focal else 'sum')
+    nats = F.cross_entropy(logits, y, weight, ignore_index=IGNORE, reduction='none' if focal else 'sum')
     if focal:
         p = (-F.cross_entropy(logits, y, ignore_index=IGNORE, reduction='none')).exp()  # (B, H, W); 1 where ignored
-        total = ((1 - p).clamp_min(1e-9) ** focal * total).sum()
-    return total / (y != IGNORE).sum().clamp_min(1)
+        nats = ((1 - p).clamp_min(1e-9) ** focal * nats).sum()
+    return total(nats) / total((y != IGNORE).sum()).clamp_min(1)
 
 # %% ../nbs/14_losses.ipynb #0011
 def aux_loss(
@@ -67,8 +68,8 @@ def cohesion_loss(
         raise ValueError(f"cohesion_loss: at='features' got labels of shape {tuple(y.shape)}; expected "
                          f'{tuple(s.shape)} like the cosines; make them with pinmem.memory_init.one_hot')
     y1h = y.to(s.dtype)
-    mass = y1h.sum()                                                  # labelled pixels, fractions count
-    return -(y1h * torch.log_softmax(s / tau, 1)).sum() / torch.where(mass > 0, mass, 1)
+    mass = total(y1h.sum())                                           # labelled pixels, fractions count
+    return -total((y1h * torch.log_softmax(s / tau, 1)).sum()) / torch.where(mass > 0, mass, 1)
 
 # %% ../nbs/14_losses.ipynb #0033
 def divergence_terms(

@@ -14,6 +14,7 @@ from .decoders import resize
 from .feature_norm import Adaptation, NormOn
 from .labels import IGNORE
 from .losses import seg_loss
+from .metrics import average
 from .settings import switch
 
 # %% ../nbs/25_max_squares.ipynb #0007
@@ -23,7 +24,7 @@ def weighed(
     classwise=True,        # divide by N
 ) -> torch.Tensor:         # scalar
     "Weighted sum over pixels and classes, mean over images."
-    return (weight * values.sum(1)).sum((1, 2)).mean() / (values.shape[1] if classwise else 1)
+    return average((weight * values.sum(1)).sum((1, 2))) / (values.shape[1] if classwise else 1)
 
 # %% ../nbs/25_max_squares.ipynb #0008
 def entropy(
@@ -33,7 +34,7 @@ def entropy(
 ) -> torch.Tensor:               # scalar, nats
     "L_ent: how unsure the answers are."
     log = p.clamp_min(torch.finfo(p.dtype).tiny).log()                # 0 log 0 is 0, and so is its gradient
-    return -weighed(p * log, 1 / p[0, 0].numel() if weight is None else weight, classwise)
+    return -weighed(p * log, 1 / p.shape[-2:].numel() if weight is None else weight, classwise)
 
 # %% ../nbs/25_max_squares.ipynb #0009
 def max_squares(
@@ -42,7 +43,7 @@ def max_squares(
     weight: torch.Tensor = None, # (B, h, w) of the pixels, see `image_weights`; None: 1/(2hw)
 ) -> torch.Tensor:               # scalar, from -1/2 (all sure) to -1/(2N), divided by N if classwise
     "L_sq: minus the squares of the probabilities."
-    return -weighed(p.square(), 1 / (2 * p[0, 0].numel()) if weight is None else weight, classwise)
+    return -weighed(p.square(), 1 / (2 * p.shape[-2:].numel()) if weight is None else weight, classwise)
 
 # %% ../nbs/25_max_squares.ipynb #0022
 def image_weights(
@@ -51,8 +52,8 @@ def image_weights(
 ) -> torch.Tensor:   # (B, h, w), without gradient
     "w_a: a pixel counts more where few pixels of its image are called the same."
     best = p.argmax(1)                                                # (B, h, w)
-    count = torch.stack([image.flatten().bincount(minlength=p.shape[1]) for image in best]).to(p.dtype)    # (B, N)
-    weight = 1 / (count ** ratio * best[0].numel() ** (1 - ratio)).clamp_min(1)
+    count = p.new_zeros(p.shape[:2]).scatter_add_(1, best.flatten(1), torch.ones_like(best, dtype=p.dtype).flatten(1))
+    weight = 1 / (count ** ratio * p.shape[-2:].numel() ** (1 - ratio)).clamp_min(1)      # (B, N)
     return weight.gather(1, best.flatten(1)).view(best.shape)
 
 # %% ../nbs/25_max_squares.ipynb #0031
@@ -86,7 +87,7 @@ class MaxSquare(Adaptation):
     def target_loss(self, source, target): # two dicts of `MemoryNet.forward` -> weighted loss, terms for the log
         "L_sq of the answers to photographs, and pseudo labels where they are wanted."
         how, p = self.switches, target["logits"].softmax(1)
-        facts, begun = {"sure": p.detach().amax(1).mean()}, self.done >= how.square_from
+        facts, begun = {"sure": average(p.detach().amax(1))}, self.done >= how.square_from
         loss = 0.0
         if begun and how.lam_square:
             sure = max_squares if how.unsure == "squares" else entropy

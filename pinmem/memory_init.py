@@ -9,6 +9,7 @@ __all__ = ['normalise', 'one_hot', 'class_sums', 'init_memory']
 import torch
 import torch.nn.functional as F
 from .labels import IGNORE
+from .metrics import total
 
 # %% ../nbs/11_memory_init.ipynb #0011
 def normalise(
@@ -56,6 +57,7 @@ def init_memory(
     for f, y1h in pairs:
         s_, k_ = class_sums(normalise(f), y1h)
         sums, k = sums + s_, k + k_                                   # (N, C), (N,)
+    sums, k = total(sums), total(k)                                   # of all processes that share the images
     if isinstance(k, int) or not bool((k > 0).any()):
         raise ValueError('init_memory: no labelled pixel in the given pairs; expected at least one class; '
                          'check that the label files hold train ids, not only 255')

@@ -10,6 +10,7 @@ import math
 import torch
 from torch import nn
 from .memory_init import normalise
+from .metrics import average
 
 # %% ../nbs/13_memory_read.ipynb #0011
 def cosines(
@@ -81,8 +82,8 @@ def read_facts(
 ) -> dict:              # entropy in [0, 1], largest in [1/N, 1], rows in [-1, 1]: scalars without graph
     "Entropy of W as a share of log N, mean largest weight, mean cosine between different rows."
     w, rows, n = w.detach(), normalise(mem.detach()), len(mem)
-    entropy = -torch.xlogy(w, w).sum(1).mean() / math.log(n)
-    return dict(entropy=entropy, largest=w.amax(1).mean(), rows=((rows @ rows.T).sum() - n) / (n * (n - 1)))
+    entropy = -average(torch.xlogy(w, w).sum(1)) / math.log(n)
+    return dict(entropy=entropy, largest=average(w.amax(1)), rows=((rows @ rows.T).sum() - n) / (n * (n - 1)))
 
 # %% ../nbs/13_memory_read.ipynb #0046
 def centre(

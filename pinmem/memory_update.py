@@ -9,6 +9,7 @@ __all__ = ['class_means', 'update', 'Updater']
 import torch
 from torch import nn
 from .memory_init import normalise, class_sums
+from .metrics import total
 
 # %% ../nbs/12_memory_update.ipynb #0011
 def class_means(
@@ -16,7 +17,7 @@ def class_means(
     y1h: torch.Tensor, # (B, N, h, w) soft labels
 ) -> tuple:            # z_cls (N, C), zero where a class is absent, and k (N,), pixels of each class
     "Eq 1: the mean of z over the pixels of each class, over the whole batch."
-    sums, k = class_sums(z, y1h)                                      # (N, C), (N,)
+    sums, k = map(total, class_sums(z, y1h))                          # (N, C), (N,)
     return sums / torch.where(k > 0, k, 1)[:, None], k
 
 # %% ../nbs/12_memory_update.ipynb #0016

@@ -14,6 +14,7 @@ from .decoders import resize
 from .losses import Objective, read_loss, update_loss
 from .memory_read import read_facts
 from .memory_update import class_means, update
+from .metrics import ranks, total
 
 # %% ../nbs/16_meta_step.ipynb #0014
 def part(
@@ -103,13 +104,17 @@ def prime_memory(
 
 # %% ../nbs/16_meta_step.ipynb #0027
 def gradients(
-    loss,               # scalar
+    loss,               # scalar, the same in all processes that share the step
     params,             # dict: name -> tensor
     create_graph=False, # keep the graph of the gradient, so that it can be differentiated
 ):                      # -> dict: name -> gradient, zero where the loss does not depend on it
-    "The gradient of a scalar by name."
+    "The gradient of a scalar by name; the mean over all processes, if there are several."
     values = torch.autograd.grad(loss, list(params.values()), create_graph=create_graph,
                                  materialize_grads=True)
+    n = ranks()[1]
+    if n > 1:                                                         # in one go, and with a graph
+        flat = total(torch.cat([g.flatten() for g in values])) / n
+        values = [part.view_as(g) for part, g in zip(flat.split([g.numel() for g in values]), values)]
     return dict(zip(params, values))
 
 # %% ../nbs/16_meta_step.ipynb #0029
@@ -223,7 +228,7 @@ def meta_gradients(
     mem_prime = prime_memory(model, params_prime, buffers, mem, mem_hat, x, y, source=prime, aim=aim)   # Eq 10
     loss_out, more, _ = read_pass(model, params_prime, scratch(buffers), mem_prime, x_new, y_new, aim)  # Eq 8
     outer, change = outer_gradients(loss_out, params, params_prime)                                     # Eq 11
-    grads = combine(detached(inner), outer, objective, images=(len(x), len(x_new)))
+    grads = combine(detached(inner), outer, objective, images=(total(len(x)), total(len(x_new))))
     return MetaStep(grads=grads, inner=detached(inner), outer=outer, buffers=moved,
                     losses=step_log(loss_in, loss_out, terms, more, change),
                     **detached(dict(mem_hat=mem_hat, mem_prime=mem_prime)))

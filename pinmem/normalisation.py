@@ -15,6 +15,7 @@ from torch import nn
 from .algorithms import MLDG, Aggregation, pool
 from .data import PHOTOMETRIC, photometric, to_image, to_tensor
 from .encoders import quicken
+from .metrics import average, own, total, whole
 from .model import build_model
 from .settings import switch
 
@@ -142,7 +143,7 @@ def pair_variance(
     cov_copy,  # (B, C, C) of their photometric copies
 ):             # -> (C, C)
     "Variance of each covariance between an image and its copy, mean over images."
-    return ((cov - cov_copy) / 2).square().mean(0)
+    return total(((cov - cov_copy) / 2).square().sum(0)) / total(len(cov))
 
 # %% ../nbs/21_normalisation.ipynb #0041
 def variance_groups(
@@ -166,7 +167,7 @@ def whitening_loss(
     mask,  # (C, C) bool: sensitive entries
 ):         # -> scalar; 0 when nothing is sensitive
     "Mean absolute covariance over the sensitive entries."
-    return (cov.abs() * mask).sum((1, 2)).mean() / mask.sum().clamp_min(1)
+    return average((cov.abs() * mask).sum((1, 2))) / mask.sum().clamp_min(1)
 
 # %% ../nbs/21_normalisation.ipynb #0047
 @contextmanager
@@ -202,7 +203,7 @@ def sensitivity(
     training, norms = model.training, instance_norms(model)
     model.eval()
     with outputs_of(norms) as seen:
-        for images in (x, photometric_copy(x, rng)): model.encoder.maps(images)
+        for images in (x, own(photometric_copy(whole(x), rng))): model.encoder.maps(images)
     model.train(training)
     return [pair_variance(covariance(a), covariance(b)) for a, b in zip(seen[:len(norms)], seen[len(norms):])]
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PHOTOS', 'EXAM', 'BELOW', 'ABOVE', 'METHOD', 'Work', 'pick_device', 'new_folder', 'open_sources', 'change_of',
            'make_batches', 'make_photos', 'make_algorithm', 'last_step', 'kinds', 'to_device', 'watchers', 'settle',
-           'learn', 'Run', 'exams', 'follow', 'prepare', 'go_on_from', 'like_streets', 'doubt_streets', 'train',
-           'apart', 'same', 'resume', 'estimate', 'adapt', 'evaluate', 'Prediction', 'predict']
+           'learn', 'Run', 'exams', 'follow', 'carry_out', 'prepare', 'go_on_from', 'like_streets', 'doubt_streets',
+           'train', 'apart', 'same', 'resume', 'estimate', 'adapt', 'evaluate', 'Prediction', 'predict']
 
 # %% ../nbs/36_runs.ipynb #0003
 import functools, json
@@ -21,13 +21,15 @@ from .data import (PHOTOMETRIC, RENDERED, DomainBatches, DrawnDomain, cache, che
 from .datasets import open_domains, open_photos
 from .evaluation import score, segment
 from .labels import CLASSES, colourise
+from .metrics import ranks
 from .model import collect_statistics
 from .normalisation import build_network
-from .plan import ALGORITHMS, Computing, Plan, in_words, place_of, plan, plan_adaptation, read_plan
+from .plan import ALGORITHMS, Computing, Plan, in_words, place_of, plan, plan_adaptation, read_plan, versions
+from .processes import agree, check_share, code, launched, own_device, together
 from .settings import Settings, switch
 from .streets import STYLES
-from .training import (RecordMemory, board_writer, fit, load_run, load_state, read_config, read_log, save_config,
-                             save_model, to_board, whole_file)
+from .training import (RecordMemory, board_writer, check_alike, fit, load_run, load_state, read_config, read_log,
+                             save_config, save_model, to_board, whole_file)
 from .variants import unweigh, weigh_classes
 
 # %% ../nbs/36_runs.ipynb #0006
@@ -49,7 +51,7 @@ def pick_device(
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        device = torch.device(name)
+        device = torch.device(own_device(name))
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
@@ -101,7 +103,8 @@ def make_batches(
         change = functools.partial(change_of, change, PHOTOMETRIC[data.photometric_test], len(domains), plan.seed)
     small = all(isinstance(domain, DrawnDomain) or domain.name.startswith(RENDERED) for domain in domains)
     return DomainBatches(domains, data.per_domain, data.crop, plan.seed, workers=1, change=change,
-                         processes=min(workers, 1) if small else workers, scale=data.scale, rare=data.rare)
+                         processes=min(workers, 1) if small else workers, share=ranks(), scale=data.scale,
+                         rare=data.rare)
 
 # %% ../nbs/36_runs.ipynb #pm01
 PHOTOS = 5_000_000  # added to the seed of everything that concerns photographs
@@ -119,7 +122,7 @@ def make_photos(
     if len(photos) == 1: print("a single photograph: all that can be learned is what this one looks like", flush=True)
     for i in evenly(len(photos), 20): photos[i]                       # what cannot be read is said now
     return DomainBatches([photos], data.photos_per_step, data.crop, seed, workers=1, change=PHOTOMETRIC["none"],
-                         scale=data.scale)
+                         share=ranks(), scale=data.scale)
 
 # %% ../nbs/36_runs.ipynb #0016
 def make_algorithm(
@@ -172,6 +175,7 @@ def watchers(
     work,      # `Work`
 ):             # -> list of functions of the log, called after each step
     "Who looks on: the forecasts, the record of the memory, TensorBoard."
+    if ranks()[0]: return []
     model = algorithm.model
     warm, split = kinds(plan.algorithm.get("warm", 0.0), plan.steps, start, last_step(plan, work.stop))
     found, every, file = [], max(1, plan.steps // 40), folder / "memory_path.safetensors"
@@ -222,7 +226,7 @@ def learn(
     finally:
         stream.close()
         if unseen: unseen.close()
-        save_model(folder, algorithm.model, plan.model_dump(mode="json"))
+        if not ranks()[0]: save_model(folder, algorithm.model, plan.model_dump(mode="json"))
 
 # %% ../nbs/36_runs.ipynb #0027
 @dataclass
@@ -272,24 +276,42 @@ def follow(
     folder,  # run directory
     work,    # `Work`
     resume=False, # go on with what is in the folder
-):           # -> Run
+):           # -> Run; None in all processes but the first, if there are several
     "Do what was planned: open, learn, score."
-    device = pick_device(work.device)
+    check_share(plan)
+    device, (r, n) = pick_device(work.device), launched()
+    if r: work = work.but(quiet=True)
     if work.threads: torch.set_num_threads(work.threads)
-    domains, photos, targets = open_sources(plan), make_photos(plan, work.workers), exams(plan.targets, plan)
-    if not work.quiet: print(in_words(plan) + f"\non {device}, {torch.get_num_threads()} threads", flush=True)
+    with together(device.type):
+        agree({"code": code(), **plan.model_dump(mode="json"), "versions": versions()})
+        many = f", in {n} processes" if n > 1 else ""
+        if not work.quiet: print(in_words(plan) + f"\non {device}, {torch.get_num_threads()} threads{many}", flush=True)
+        model = carry_out(plan, folder, work, resume, device)
+    if r: return
+    targets = exams(plan.targets, plan)
+    known = exams([name for name in plan.sources if name in STYLES and name not in plan.targets], plan)
+    results = score(model, [*known, *targets], plan.score, progress=not work.quiet)
+    with whole_file(folder / "results.json") as part: part.write_text(json.dumps(results, indent=1), encoding="utf-8")
+    return Run(folder, plan, model.eval(), results, known, targets)
+
+# %% ../nbs/36_runs.ipynb #co31
+def carry_out(
+    plan, folder, work, resume, # as in `follow`
+    device,                     # torch.device
+):                              # -> the trained network
+    "Open and learn."
+    domains, photos = open_sources(plan), make_photos(plan, work.workers)
+    exams(plan.targets, plan)                                         # what cannot be opened is said now
     algorithm = make_algorithm(plan, device, None if resume or plan.begin else plan.model.weights)
     start = load_state(folder, algorithm) if resume else 0
     prepare(algorithm.model, domains, plan, work, first=not resume and not plan.begin)
     if plan.begin and not resume:
         go_on_from(algorithm.model, plan.begin)
         doubt_streets(algorithm.model, photos, plan.score)
-    save_config(folder, algorithm.model, plan.model_dump(mode="json"))
+    check_alike(algorithm, f"before step {start}")
+    if not ranks()[0]: save_config(folder, algorithm.model, plan.model_dump(mode="json"))
     learn(algorithm, make_batches(plan, domains, work.workers), photos, plan, folder, start, work)
-    known = exams([name for name in plan.sources if name in STYLES and name not in plan.targets], plan)
-    results = score(algorithm.model, [*known, *targets], plan.score, progress=not work.quiet)
-    with whole_file(folder / "results.json") as part: part.write_text(json.dumps(results, indent=1), encoding="utf-8")
-    return Run(folder, plan, algorithm.model.eval(), results, known, targets)
+    return algorithm.model
 
 # %% ../nbs/36_runs.ipynb #0032
 def prepare(
@@ -409,6 +431,7 @@ def estimate(
     **options,    # as for `train`
 ):
     "A few real steps of each kind: print the time and the memory that a run would take, keep nothing."
+    if launched()[1] > 1: raise ValueError("estimate: looks at one process alone; start it without torchrun")
     work, switches = apart(options)
     made = plan(sources=sources, steps=steps, **switches)
     print(in_words(made), flush=True)

@@ -20,6 +20,7 @@ from .memory_init import normalise
 from .memory_read import centre, cosines
 from .memory_update import class_means, update
 from .meta_step import gradients, write_memory
+from .metrics import average, own, whole
 from .settings import switch
 
 # %% ../nbs/26_self_training.ipynb #0007
@@ -104,7 +105,7 @@ def photo_loss(
 ):               # -> scalar, nats per pixel
     "L_photo: weighted cross-entropy with soft labels, mean over the pixels."
     if weight is not None: q = q * weight[:, None, None]
-    return -(q * torch.log_softmax(logits, 1)).sum(1).mean()
+    return -average((q * torch.log_softmax(logits, 1)).sum(1))
 
 # %% ../nbs/26_self_training.ipynb #0026
 @contextmanager
@@ -143,7 +144,7 @@ class SelfTraining(Algorithm):
         self.step_on(gradients(loss + how.lam_photo * found, self.tensors()[0]))
         if self.model.mem is not None: self.model.mem = write_memory(self.model, self.model.mem, x, y, aim=self.aim)
         teacher_step(self.teacher, self.model, how.slow)
-        return self.taken({**terms, "loss_photo": found.detach(), "certain": q.amax(1).mean(), **self.facts})
+        return self.taken({**terms, "loss_photo": found.detach(), "certain": average(q.amax(1)), **self.facts})
 
     def start_teacher(self):
         "The teacher begins as the network that it will follow."
@@ -152,8 +153,9 @@ class SelfTraining(Algorithm):
     def task(self, x, y, unlabelled): # -> images (B, 3, H, W) and soft labels (B, N, H, W) for the student
         "Label, mix, change."
         rng, q = np.random.default_rng([self.seed, self.steps, 26]), self.label(unlabelled)
-        photo, q = mix_classes(x, y, unlabelled, q, rng) if self.switches.mix else (unlabelled, q)
-        return strong_copies(photo, rng), q
+        x, y, photo, q = map(whole, (x, y, unlabelled, q))            # a class may come from another process's image
+        if self.switches.mix: photo, q = mix_classes(x, y, photo, q, rng)
+        return own(strong_copies(photo, rng)), own(q)
 
     @torch.no_grad()
     def label(self, unlabelled): # -> (B, N, H, W)
@@ -219,7 +221,7 @@ class SelfTrainingMemory(SelfTraining):
         how = self.switches
         w = torch.softmax(cosines(*centre(f, self.rows)) / self.model.tau, 1)
         self.rows, better = rewrite(self.rows, f, q, how.sure, how.stay), correct(q, w, how.trust)
-        self.facts = {"changed": (better.argmax(1) != q.argmax(1)).float().mean()}  # share of pixels, for the log
+        self.facts = {"changed": average((better.argmax(1) != q.argmax(1)).float())}  # share of pixels, for the log
         return better
 
     def state_dict(self):

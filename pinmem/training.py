@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['lr_factor', 'whole_file', 'write_image', 'save_config', 'save_model', 'read_config', 'load_weights', 'load_run',
            'NotFinite', 'stop_on_interrupt', 'state_files', 'save_state', 'read_state', 'load_state', 'read_log',
-           'write_log', 'checked_update', 'out_of_memory', 'NoMemory', 'LastGood', 'safe_update', 'share_done', 'fit',
-           'board_writer', 'to_board', 'RecordMemory', 'read_path']
+           'write_log', 'checked_update', 'out_of_memory', 'NoMemory', 'LastGood', 'safe_update', 'check_alike',
+           'share_done', 'fit', 'board_writer', 'to_board', 'RecordMemory', 'read_path']
 
 # %% ../nbs/31_training.ipynb #0003
 import csv, json, math, os, signal, threading, time
@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 from .algorithms import Algorithm
 from .labels import CLASSES
+from .metrics import ranks, total, whole
 from .model import old_config
 from .normalisation import build_network
 from .plan import ALGORITHMS
@@ -154,7 +155,7 @@ def stop_on_interrupt():  # -> a list that is non-empty once Ctrl-C was pressed
     asked = []
     def ask(signum, frame):
         asked.append(signum)
-        signal.signal(signal.SIGINT, before)
+        if ranks()[1] == 1: signal.signal(signal.SIGINT, before)      # torchrun hands on a Ctrl-C that all have heard
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
@@ -247,7 +248,8 @@ def checked_update(
     unlabelled=None, # (B, 3, H, W) without labels, for a method that uses them
 ):              # -> dict of floats
     "One step; raises `NotFinite` naming the step and the losses when one is NaN or infinite."
-    seeds = np.random.SeedSequence([getattr(algorithm, "seed", 0), step, 4])
+    r, _ = ranks()                                                    # each process draws noise of its own
+    seeds = np.random.SeedSequence([getattr(algorithm, "seed", 0), step, 4] + [r] * (r > 0))
     torch.manual_seed(int(seeds.generate_state(1)[0]))
     losses = algorithm.update(batches) if unlabelled is None else algorithm.update(batches, unlabelled)
     bad = [name for name, value in losses.items() if not math.isfinite(value)]
@@ -313,10 +315,23 @@ def safe_update(
     try: return checked_update(good.algorithm, batches, step, unlabelled)
     except NotFinite as error: failure = error
     except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error): raise
-        failure = NoMemory(f"step {step}", f"the state of step {good.step} is kept")
+        if not out_of_memory(error) and ranks()[1] == 1: raise
+        failure = error                                               # of several processes one may have died
+        if out_of_memory(error): failure = NoMemory(f"step {step}", f"the state of step {good.step} is kept")
     good.back(rows)  # after the block: the error has let go of what it held
     raise failure from None
+
+# %% ../nbs/31_training.ipynb #pr02
+def check_alike(
+    algorithm, # after a step
+    when,      # for the message
+):
+    "Processes that share a run have the same weights, statistics and memory."
+    if ranks()[1] == 1: return
+    mine = sum(t.double().abs().sum() for t in algorithm.model.state_dict().values())
+    if (whole(mine[None]) == mine).all(): return
+    raise ValueError(f"{when}: the processes have come to different weights; expected the same everywhere; take "
+                     f"gradients with pinmem.meta_step.gradients, and sums over images with pinmem.metrics.total")
 
 # %% ../nbs/31_training.ipynb #0041b
 def share_done(
@@ -344,11 +359,12 @@ def fit(
     unlabelled=None, # step -> (B, 3, H, W) without labels, for a method that uses them
 ):                  # -> (number of steps taken, list of log rows of this call)
     "Repeat `algorithm.update`; keeps the last good state, survives Ctrl-C, NaN and a lack of memory."
-    rows, step, good = [], start, LastGood(algorithm, start, folder, keep)
+    first = ranks()[0] == 0                                           # whose clock counts, and who writes
+    rows, step, good = [], start, LastGood(algorithm, start, folder if first else None, keep)
     began = time.perf_counter() - algorithm.seconds
     with stop_on_interrupt() as asked, tqdm(total=steps, initial=start, disable=not progress, unit="step") as bar:
-        while step < (steps if stop is None else stop) and not asked:
-            algorithm.done = share_done(step, steps, time.perf_counter() - began, minutes)
+        while step < (steps if stop is None else stop) and not total(len(asked)):
+            algorithm.done = share_done(step, steps, total((time.perf_counter() - began) * first), minutes)
             if algorithm.done >= 1: break
             algorithm.set_rate(lr_factor(algorithm.done, algorithm.schedule))
             rows.append({"step": step, **safe_update(good, batches(step), step, rows, unlabelled and unlabelled(step))})
@@ -356,6 +372,7 @@ def fit(
             if minutes and algorithm.done: bar.total = min(steps, round(step / algorithm.done))  # what time allows
             bar.update(); bar.set_postfix({name: f"{value:.2f}" for name, value in list(rows[-1].items())[1:]})
             if watch: watch(rows)
+            if step == start + 1 or step % every == 0: check_alike(algorithm, f"step {step}")
             if step % every == 0: good.keep(step, rows)
     good.write(step, rows)
     return step, rows

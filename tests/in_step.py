@@ -17,8 +17,8 @@ def notebooks():
 
 
 def modules():
-    "What they generate: all of the package but its own __init__.py."
-    return sorted({*(ROOT / "pinmem").rglob("*.py")} - {ROOT / "pinmem" / "__init__.py"})
+    "What they generate: all of the package but its own __init__.py and __main__.py."
+    return sorted({*(ROOT / "pinmem").rglob("*.py")} - {ROOT / "pinmem" / f"__{name}__.py" for name in ("init", "main")})
 
 
 def address():

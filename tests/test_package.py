@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-MODULES = sorted({*(ROOT / "pinmem").rglob("*.py")} - {ROOT / "pinmem" / f"{stem}.py" for stem in ("__init__", "_modidx")})
+MODULES = sorted({*(ROOT / "pinmem").rglob("*.py")} - {ROOT / "pinmem" / f"{stem}.py" for stem in ("__init__", "__main__", "_modidx")})
 
 
 def module_name(path):
