@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['LAB_METHODS', 'LAB', 'RECIPES', 'PAPER_RECIPES', 'TUNING', 'RATES', 'CONDITION', 'cover', 'majority', 'stack_maps',
-           'LabSet', 'look_once', 'Lab', 'standardised', 'principal', 'thumbnails', 'make_lab', 'pack_lab', 'open_lab',
-           'spread', 'GridEncoder', 'ThumbEncoder', 'small_network', 'lab_batches', 'fill_memory', 'half_cosine',
-           'grid_miou', 'score_lab', 'means_of', 'LabRun', 'memory_plane', 'draw_curves', 'draw_memory_path',
-           'race_figure', 'lab_controls', 'race_runs', 'next_turn', 'LiveLab', 'LabJob', 'run_job', 'lab_lines',
-           'finish_job', 'rate_table', 'best_rate', 'run_study', 'lab_frame', 'lab_pairs', 'plot_gains']
+           'LabSet', 'look_once', 'Lab', 'in_units', 'standardised', 'principal', 'thumbnails', 'make_lab', 'pack_lab',
+           'open_lab', 'spread', 'GridEncoder', 'ThumbEncoder', 'small_network', 'lab_batches', 'fill_memory',
+           'half_cosine', 'grid_miou', 'score_lab', 'means_of', 'LabRun', 'memory_plane', 'draw_curves',
+           'draw_memory_path', 'race_figure', 'lab_controls', 'race_runs', 'next_turn', 'LiveLab', 'LabJob', 'run_job',
+           'lab_lines', 'finish_job', 'rate_table', 'best_rate', 'run_study', 'lab_frame', 'lab_pairs', 'plot_gains']
 
 # %% ../nbs/27_laboratory.ipynb #0004
 import asyncio, functools, inspect, io, json, math, time
@@ -95,11 +95,12 @@ def look_once(
 # %% ../nbs/27_laboratory.ipynb #0017
 @dataclass
 class Lab:
-    "Everything that is trained on and scored: four dicts, name -> LabSet."
+    "Everything that is trained on and scored: four dicts, name -> LabSet; and what was done to the features."
     train: dict   # sources
     val: dict     # other pictures of the same sources
     unseen: dict  # styles that nobody trains on
     photos: dict  # photographs that nobody trains on
+    units: tuple = None # offset (C,), turn (C, K): K numbers of a cell are (raw - offset) @ turn; None: raw
 
     @property
     def channels(self): return next(iter(self.train.values())).x.shape[1]
@@ -110,28 +111,38 @@ class Lab:
     ):     # -> Lab
         "The same pictures, other features."
         sets = self.train, self.val, self.unseen, self.photos
-        return Lab(*({name: replace(s, x=f(name, s.x)) for name, s in group.items()} for group in sets))
+        return Lab(*({name: replace(s, x=f(name, s.x)) for name, s in group.items()} for group in sets), self.units)
+
+# %% ../nbs/27_laboratory.ipynb #0017u
+def in_units(
+    x,            # (B, C, h, w) features as the encoder gives them
+    offset, turn, # (C,), (C, K)
+):                # -> (B, K, h, w)
+    "Features as the laboratory keeps them."
+    return torch.einsum("bchw,ck->bkhw", x - offset[:, None, None], turn)
 
 # %% ../nbs/27_laboratory.ipynb #0019
 def standardised(
-    lab, # Lab of raw features
+    lab, # Lab of features as the encoder gives them
 ):       # -> Lab
     "Every channel with mean 0 and deviation 1 over the training pictures of the sources."
     x = torch.cat([s.x for s in lab.train.values()])
     var, mean = torch.var_mean(x, (0, 2, 3), keepdim=True, correction=0)     # (1, C, 1, 1)
     std = var.clamp_min(1e-12).sqrt()
-    return lab.changed(lambda name, x: (x - mean) / std)
+    done = lab.changed(lambda name, x: (x - mean) / std)
+    return replace(done, units=(mean.flatten(), torch.diag(1 / std.flatten())))
 
 # %% ../nbs/27_laboratory.ipynb #0019e
 def principal(
-    lab,  # Lab whose sources have mean 0
+    lab,  # Lab from `standardised`
     keep, # number of axes
 ):        # -> Lab with so many channels (or as many as there are), mean variance 1
     "Features in the axes along which the training pictures of the sources differ most."
     x = torch.cat([s.x for s in lab.train.values()]).movedim(1, -1).flatten(0, -2)   # (cells, C)
     size, axes = torch.linalg.eigh(x.T @ x / len(x))                                 # least first
     turn = axes.flip(1)[:, :keep] / size.flip(0)[:keep].mean().clamp_min(1e-12).sqrt()
-    return lab.changed(lambda name, x: torch.einsum("bchw,ck->bkhw", x, turn))
+    done = lab.changed(lambda name, x: torch.einsum("bchw,ck->bkhw", x, turn))
+    return replace(done, units=(lab.units[0], lab.units[1] @ turn))
 
 # %% ../nbs/27_laboratory.ipynb #0021
 def thumbnails(
@@ -179,7 +190,9 @@ def pack_lab(
 ):       # -> dict of dicts of plain tuples, which `torch.load` reads without running code
     "A laboratory as plain values."
     plain = lambda s: (s.x, s.y, s.labels.name, s.labels.groups)
-    return {field.name: {name: plain(s) for name, s in getattr(lab, field.name).items()} for field in fields(lab)}
+    groups = {field.name: getattr(lab, field.name) for field in fields(lab)}
+    units = groups.pop("units")
+    return dict(sets={group: {name: plain(s) for name, s in sets.items()} for group, sets in groups.items()}, units=units)
 
 # %% ../nbs/27_laboratory.ipynb #0025
 def open_lab(
@@ -193,13 +206,14 @@ def open_lab(
     asked = repr({name: value for name, value in told.items() if name not in ("progress", "processes")})
     if path is None or not Path(path).is_file():
         lab = make_lab(**how)
-        if path is not None: torch.save(dict(asked=asked, sets=pack_lab(lab)), path)
+        if path is not None: torch.save(dict(asked=asked, **pack_lab(lab)), path)
         return lab
     found = torch.load(path, weights_only=True)
     if found["asked"] != asked: raise ValueError(
         f"{path}: was made with {found['asked']}, and {asked} is wanted; name another file, or delete this one")
     again = lambda x, y, name, groups: LabSet(x, y, LabelSet(name, groups))
-    return Lab(**{group: {name: again(*s) for name, s in sets.items()} for group, sets in found["sets"].items()})
+    groups = {group: {name: again(*s) for name, s in sets.items()} for group, sets in found["sets"].items()}
+    return Lab(**groups, units=found["units"])
 
 # %% ../nbs/27_laboratory.ipynb #0031
 def spread(

@@ -35,7 +35,7 @@ def lab():
     photos = LabSet(grids(4, 9).x, grids(4, 9).y, CAMVID11)
     names = "abc"
     return Lab({n: grids(12, i) for i, n in enumerate(names)}, {n: grids(4, i + 20) for i, n in enumerate(names)},
-               {"u": grids(6, 7)}, {"camvid": photos})
+               {"u": grids(6, 7)}, {"camvid": photos}, (torch.zeros(C), torch.eye(C)))
 
 
 def test_features_are_those_of_the_encoder():
@@ -97,6 +97,7 @@ def test_principal_axes_of_the_sources(lab):
     shape = x.T @ x / len(x)
     torch.testing.assert_close(shape, torch.diag(shape.diag()), atol=1e-4, rtol=0)    # axes do not mix
     assert (shape.diag().diff() <= 1e-4).all() and abs(float(shape.diag().mean()) - 1) < 1e-4
+    for name, s in once.unseen.items(): torch.testing.assert_close(lb.in_units(lab.unseen[name].x, *few.units), few.unseen[name].x)
     dot = lambda s: torch.einsum("bchw,bchw->", s.x[:1], s.x[1:2])                    # a turn keeps every angle
     torch.testing.assert_close(dot(whole.unseen["u"]), dot(once.unseen["u"]))
 
@@ -171,6 +172,7 @@ def test_a_file_keeps_the_laboratory(lab, tmp_path, monkeypatch):
     again = open_lab(path, photos={"camvid": "camvid:/elsewhere"})
     assert torch.equal(again.photos["camvid"].x, lab.photos["camvid"].x) and again.photos["camvid"].labels == CAMVID11
     assert b"somewhere" not in path.read_bytes() and len(made) == 1
+    assert all(map(torch.equal, again.units, lab.units))
     complaint(ValueError, lambda: open_lab(path, train=7), "train", "delete")
 
 
