@@ -243,6 +243,7 @@ def compare_command(
     setting: Annotated[list[str], Parameter(help="switches of one more setting: 'NAME=VALUE ...'")] = [],
     out: Annotated[Path, Parameter(help="folder of the comparison")] = Path("runs/compare"),
     processes: Annotated[int, Parameter(help="trainings at the same time", validator=validators.Number(gte=1))] = 1,
+    cluster: Annotated[str | None, Parameter(help="address of a Dask scheduler whose workers train")] = None,
     retry: Annotated[bool, Parameter(help="run failed cells once more", negative=())] = False,
     domains: Annotated[Domains, group("What is learned")] = Domains(exam=20),
     learning: Annotated[Learning, group("Method")] = Learning(),
@@ -257,7 +258,7 @@ def compare_command(
     settings = {text: dict(map(read_switch, text.split())) for text in setting} or None
     common = {"exam": 20, **given(domains, learning, network, data, computing, protocol)}
     rows = compare(methods.split(","), [int(part) for part in seeds.split(",")], settings, out, None, processes, retry,
-                   **common)
+                   cluster=cluster, **common)
     if lost := lost_cells(rows): raise ValueError(f"{len(lost)} of {len(rows)} cells have no result, first {lost[0]}")
 
 # %% ../nbs/90_cli.ipynb #0023

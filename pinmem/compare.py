@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['Cell', 'key_of', 'with_lists', 'find_run', 'plan_cell', 'make_cells', 'append_row', 'read_rows', 'train_words',
-           'is_finished', 'collect', 'Stopped', 'train_cell', 'only_one', 'run_cell', 'run_cells']
+           'is_finished', 'collect', 'Stopped', 'train_cell', 'only_one', 'run_cell', 'away', 'senders', 'row_of',
+           'run_cells']
 
 # %% ../nbs/37_compare.ipynb #0003
-import glob, hashlib, json, os, shutil, subprocess, sys, time
+import functools, glob, hashlib, json, os, shutil, socket, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from .datasets import split_names
 from .plan import plan, plan_adaptation, read_plan
+from .processes import code
 from .training import read_config, read_log
 
 # %% ../nbs/37_compare.ipynb #0006
@@ -211,26 +213,28 @@ def train_cell(
 # %% ../nbs/37_compare.ipynb #0028
 @contextmanager
 def only_one(
-    path,  # lock file
-):         # -> the locked file, or None when somebody else holds it
+    path,       # lock file
+    wait=False, # until whoever holds it is done
+):              # -> the locked file, or None when somebody else holds it
     "A lock that vanishes with the processes that hold it."
     import fcntl
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a") as file:
-        try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try: fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError: file = None
         yield file
 
 # %% ../nbs/37_compare.ipynb #0030
 def run_cell(
-    cell,   # a `Cell`
-    out,    # folder of the comparison
-    run,    # run(cell, folder, lock) -> dict; `train_cell`
-    retry,  # run a cell that failed before once more
-):          # -> its row; status 'done', 'failed', 'busy' or 'stopped'
+    cell,       # a `Cell`
+    out,        # folder of the comparison
+    run,        # run(cell, folder, lock) -> dict; `train_cell`
+    retry,      # run a cell that failed before once more
+    wait=False, # for a cell that somebody else has, rather than leave it to them
+):              # -> its row; status 'done', 'failed', 'busy' or 'stopped'
     "Run a cell unless it is finished or somebody else has it; write its line."
     fact = vars(cell)  # method, seed, setting, options, plan
-    with only_one(out / f"{cell.name}.lock") as lock:
+    with only_one(out / f"{cell.name}.lock", wait) as lock:
         if lock is None: return {**fact, "status": "busy"}
         for row in read_rows(out / "results.jsonl")[0]:
             if key_of(row) == cell.key and (row["status"] == "done" or not retry): return row
@@ -244,6 +248,53 @@ def run_cell(
         append_row(out / "results.jsonl", row)
         return row
 
+# %% ../nbs/37_compare.ipynb #cl02
+def away(
+    home,   # folder in which the comparison was started
+    mark,   # digest of the code that started it
+    *given, # of `run_cell`
+):          # -> its row
+    "`run_cell` on a worker."
+    if code() != mark: raise ValueError(
+        f"the worker on {socket.gethostname()} runs another version of pinmem; install the same one everywhere")
+    os.chdir(home)
+    return run_cell(*given, wait=True)
+
+# %% ../nbs/37_compare.ipynb #cl04
+@contextmanager
+def senders(
+    processes,    # trainings at the same time, where there is no cluster
+    cluster=None, # address of a Dask scheduler, such as 'tcp://10.0.0.1:8786'
+):                # -> send(cell, out, run, retry) -> future of `run_cell`
+    "Threads of this process, or the workers of a cluster."
+    if cluster is None:
+        pool = ThreadPoolExecutor(processes)
+        try: yield functools.partial(pool.submit, run_cell)
+        finally: pool.shutdown(wait=True, cancel_futures=True)
+        return
+    try: from distributed import Client
+    except ImportError: raise ValueError("a cluster needs a package that is not installed here; get it with: pip install "
+                                         "'pinmem[cluster]'") from None
+    try: client = Client(cluster, timeout=10)
+    except (OSError, ValueError) as error: raise OSError(
+        f"no Dask scheduler answers at {cluster} ({str(error).splitlines()[0]}); start one with `dask scheduler` and "
+        f"workers with `dask worker ADDRESS`, or leave the cluster out") from None
+    with client: yield functools.partial(client.get_executor(pure=False).submit, away, os.getcwd(), code())
+
+# %% ../nbs/37_compare.ipynb #cl05
+def row_of(
+    job,   # future of `run_cell`
+    cell,  # its `Cell`
+    path,  # results.jsonl
+):         # -> row
+    "What a job has brought; a cell that the cluster gives up has failed."
+    try: return job.result()
+    except Exception as error:
+        if type(error).__name__ != "KilledWorker": raise
+        row = {**vars(cell), "status": "failed", "error": "every worker that tried it died; is there enough memory?"}
+        append_row(path, row)
+        return row
+
 # %% ../nbs/37_compare.ipynb #0032
 def run_cells(
     cells,        # list of cells
@@ -252,6 +303,7 @@ def run_cells(
     run=train_cell, # run(cell, folder, lock) -> dict
     retry=False,  # run failed cells once more
     say=print,    # where progress goes
+    cluster=None, # address of a Dask scheduler that runs them instead
 ):                # -> list of rows, in the order of the cells
     "Run what is not finished; Ctrl-C ends the trainings at hand and starts no other."
     rows, problems = read_rows(out / "results.jsonl")
@@ -262,13 +314,10 @@ def run_cells(
     say(f"{len(cells)} cells: {len(cells) - len(todo) - len(failed)} were finished before, {len(todo)} to run"
         + f", {len(failed)} failed before and will not run again without retry" * bool(failed))
     for c in failed: say(f"failed before: {c.name}: {old[c.key].get('error', '')}")
-    pool = ThreadPoolExecutor(processes)
-    try:
-        jobs = {pool.submit(run_cell, cell, out, run, retry): cell for cell in todo}
+    with senders(processes, cluster) as send:
+        jobs = {send(cell, out.resolve(), run, retry): cell for cell in todo}
         for n, job in enumerate(as_completed(jobs), 1):
-            row = job.result()
-            old[jobs[job].key] = row
+            row = old[jobs[job].key] = row_of(job, jobs[job], out / "results.jsonl")
             more = f"in {row['seconds']:.0f} s" if row["status"] == "done" else row.get("error", "")
             say(f"{n} of {len(todo)}: {jobs[job].name} {row['status']} {more}")
-    finally: pool.shutdown(wait=True, cancel_futures=True)
     return [{**old[c.key], "setting": c.setting} for c in cells]

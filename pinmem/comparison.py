@@ -320,6 +320,7 @@ def compare(
     retry=False,         # run failed cells once more
     run=train_cell,      # run(cell, folder, lock) -> dict
     say=print,           # where progress and tables go
+    cluster=None,        # address of a Dask scheduler whose workers train, see `senders`
     **common,            # options of every cell: steps, scenes, targets, preset, a switch, ...
 ):                       # -> list of rows; `lost_cells` says which have no result
     "Methods x seeds x settings: run what is missing, print the tables, write the figures."
@@ -328,6 +329,6 @@ def compare(
     if out.is_file(): raise ValueError(f"out {out}: is a file; name a folder")
     cells = make_cells(methods, seeds, settings or {"default": {}}, common)
     variants_in(map(vars, cells), baseline)
-    rows = run_cells(cells, out, processes, run, retry, say)
+    rows = run_cells(cells, out, processes, run, retry, say, cluster)
     say(write_comparison(rows, out, baseline))
     return rows

@@ -3,12 +3,16 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from helpers import complaint
 from pinmem import compare as module
 from pinmem.compare import Cell, append_row, is_finished, key_of, make_cells, only_one, read_rows, train_cell, train_words
 from pinmem.comparison import (choose_setting, chosen_rows, class_differences, compare, comparison_table, lost_cells,
@@ -302,3 +306,69 @@ def test_a_training_that_fails_says_why(tmp_path):
     cell = make_cells(["aggregation"], [0], {"default": {}}, dict(targets="moon"))[0]
     with only_one(tmp_path / "lock") as lock, pytest.raises(RuntimeError, match="exit code [12].*moon"):
         train_cell(cell, tmp_path / cell.name, lock)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    "Two workers, each a process of its own, on this machine."
+    from distributed import Client, LocalCluster
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as found, Client(found) as client:
+        client.wait_for_workers(2)
+        yield found.scheduler_address, client
+
+
+def noted(out, seconds):
+    "A training that notes where it runs, and takes a while in seed 0 at its first try."
+    def run(cell, folder, lock):
+        import os, time
+        with open(out / "ran", "a") as file: file.write(f"{cell.name} {os.getpid()} {os.getcwd()}\n")
+        if cell.seed == 0 and (out / "ran").read_text().count(cell.name) == 1: time.sleep(seconds)
+        return dict(miou={"night": .2 + .01 * cell.seed}, sources=["town"])
+    return run
+
+
+def lines_of(path): return [line.split() for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_a_worker_dies_and_its_cell_is_done_elsewhere(tmp_path, cluster, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    address, client = cluster
+    Path("c").mkdir()
+    with ThreadPoolExecutor(1) as pool:
+        job = pool.submit(compare, ["aggregation"], [0, 1, 2, 3], out="c", run=noted(tmp_path / "c", 60), say=quiet, cluster=address)
+        wait_for(tmp_path / "c" / "ran", 4)                           # seed 0 is at work, the other worker did the rest
+        slow = next(int(pid) for name, pid, _ in lines_of(tmp_path / "c" / "ran") if name.startswith("aggregation-default-0"))
+        assert slow in client.run(os.getpid).values(), "it runs on a worker"
+        os.kill(slow, signal.SIGKILL)
+        rows = job.result(timeout=60)
+    assert [row["status"] for row in rows] == ["done"] * 4
+    assert [round(row["miou"]["night"], 2) for row in rows] == [.2, .21, .22, .23]
+    assert len((tmp_path / "c" / "results.jsonl").read_text().splitlines()) == 4          # none lost, none doubled
+    tries = [line for line in lines_of(tmp_path / "c" / "ran") if line[0].startswith("aggregation-default-0")]
+    assert len(tries) == 2 and tries[0][1] != tries[1][1] and {where for *_, where in tries} == {str(tmp_path)}
+
+
+def test_a_cell_that_kills_its_workers_has_failed(tmp_path, cluster):
+    def run(cell, folder, lock):
+        import os, signal
+        if cell.seed == 1: os.kill(os.getpid(), signal.SIGKILL)
+        return dict(miou={"night": .2}, sources=["town"])
+    rows = compare(["aggregation"], [0, 1], out=tmp_path / "c", run=run, say=quiet, cluster=cluster[0])
+    assert [row["status"] for row in rows] == ["done", "failed"] and "memory" in rows[1]["error"]
+    assert [row["status"] for row in read_rows(tmp_path / "c" / "results.jsonl")[0]] == ["done", "failed"]
+
+
+def test_a_worker_with_other_code_is_refused(tmp_path, cluster, monkeypatch):
+    monkeypatch.setattr(module, "code", lambda: "another")
+    complaint(ValueError, lambda: compare(["aggregation"], [0], out=tmp_path, run=fake, say=quiet, cluster=cluster[0]), "another version")
+    assert not (tmp_path / "results.jsonl").exists()
+
+
+def test_no_scheduler_or_no_package_is_one_line(tmp_path, monkeypatch):
+    go = lambda address: compare(["aggregation"], [0], out=tmp_path, run=fake, say=quiet, cluster=address)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        complaint(OSError, lambda: go(f"tcp://127.0.0.1:{free.getsockname()[1]}"), "dask scheduler")
+    complaint(OSError, lambda: go("nowhere"), "nowhere", "dask scheduler")
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    complaint(ValueError, lambda: go("tcp://127.0.0.1:1"), "pinmem[cluster]")
