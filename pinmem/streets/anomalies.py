@@ -30,7 +30,8 @@ def add_sofa(
     seats = [(d + k * (wide - .48) / 4, a - .08, (wide - .5) / 2, .62, .4, .52, soft) for k in (-1, 1)]
     parts = [(d, a + .36, wide, .2, .06, .88, cloth), (*_arm(arms[0], a), cloth),
              (d, a - .06, wide - .46, .72, .08, .4, cloth), *seats, (*_arm(arms[1], a), shade(cloth, .92))]
-    cast(s, [(d - wide / 2, a - .45), (d + wide / 2, a - .45), (d + wide / 2, a + .45), (d - wide / 2, a + .45)], .8, .6)
+    foot = [(d + x * wide / 2, a + .45 * z) for x, z in ((-1, -1), (1, -1), (1, 1), (-1, 1))]
+    cast(s, foot, .8, .6)
     def paint():
         for part in parts: box(s, *part, UNKNOWN)
     s.things.append((2, a, paint))
@@ -67,7 +68,8 @@ def animal(
     thick, neck = rng.uniform(6, 10), rng.uniform(.1, 1.)
     for x, k in ((x0 + 8, .75), (x0 + 16, 1), (x1 - 12, .75), (x1 - 5, 1)):          # the far legs are darker
         foot = x + rng.uniform(-8, 8)
-        limb(pens, [(x, belly - 8), ((x + foot) / 2 + 2, (belly + h) / 2), (foot, h - 3)], thick, shade(coat, k), UNKNOWN)
+        knee = (x + foot) / 2 + 2, (belly + h) / 2
+        limb(pens, [(x, belly - 8), knee, (foot, h - 3)], thick, shade(coat, k), UNKNOWN)
     everywhere(pens, 'ellipse', (x0 - 6, top, x1 + 8, belly), coat, UNKNOWN)
     u, v = x1 + rng.uniform(12, 20), top - 24 * neck + 4
     limb(pens, [(x1 - 4, top + 12), (u, v)], rng.uniform(12, 18), coat, UNKNOWN)
@@ -90,7 +92,8 @@ def fallen_tree(
     w, h, bark = 300, 100, shade(hsv(rng.uniform(.05, .1), rng.uniform(.2, .5), rng.uniform(.2, .5)), 1)
     layers, pens = _layers(w, h, bark)
     low, thick = h - 16, rng.uniform(16, 24)
-    everywhere(pens, 'polygon', [(30, low - thick), (w - 20, low - 8), (w - 20, low + 4), (30, low + 12)], bark, UNKNOWN)
+    trunk = [(30, low - thick), (w - 20, low - 8), (w - 20, low + 4), (30, low + 12)]
+    everywhere(pens, 'polygon', trunk, bark, UNKNOWN)
     for _ in range(9):                                                               # roots
         x, y = 34 + rng.uniform(-28, 6), low - 4 + rng.uniform(-44, 18)
         limb(pens, [(36, low - thick / 3), (x, min(y, h - 3))], rng.uniform(3, 7), shade(bark, .7), UNKNOWN)
