@@ -6,8 +6,8 @@
 __all__ = ['LOGIT_SCORES', 'ROW_SCORES', 'SCORES', 'resize_logits', 'predict_padded', 'window_starts', 'predict_sliding',
            'predict_logits', 'shrink', 'classes_at', 'segment', 'summary', 'evaluate_domain', 'rescore', 'score',
            'percent', 'mean_miou', 'same_classes', 'protocol_lines', 'domain_table', 'per_class_table', 'interval',
-           'paired_difference', 'bootstrap', 'shortfall', 'spread_out', 'energy', 'unknown_score', 'unknown_map',
-           'score_range', 'check_threshold']
+           'paired_difference', 'bootstrap', 'shortfall', 'spread_out', 'energy', 'check_score', 'unknown_score',
+           'unknown_map', 'score_range', 'check_threshold']
 
 # %% ../nbs/34_evaluation.ipynb #0003
 import math
@@ -314,6 +314,17 @@ ROW_SCORES = {                                       # name -> f(cosines (B, N, 
     'read-energy': energy}
 SCORES = [*LOGIT_SCORES, *ROW_SCORES]
 
+# %% ../nbs/34_evaluation.ipynb #os7b
+def check_score(
+    name,   # of a score
+    memory, # bool: the network has one
+):
+    "A score that exists, of a network that can give it."
+    if name not in SCORES: raise ValueError(unknown('score', name, SCORES))
+    if name in ROW_SCORES and not memory: raise ValueError(
+        f'score {name!r} asks the rows of a memory, and this network has none; choose {", ".join(LOGIT_SCORES)}, '
+        f'or a run with a memory')
+
 # %% ../nbs/34_evaluation.ipynb #os08
 def unknown_score(
     name,      # of SCORES
@@ -323,11 +334,9 @@ def unknown_score(
     known=None,# list of train ids that were learned; None: all
 ):             # (B, h, w), or (B, h', w') where the rows are asked; large: unknown
     "One score for every pixel. Classes that nobody learned are not asked."
-    if name not in SCORES: raise ValueError(unknown('score', name, SCORES))
+    check_score(name, s is not None)
     pick = slice(None) if known is None else known
     if name in LOGIT_SCORES: return LOGIT_SCORES[name](logits[:, pick].float())
-    if s is None: raise ValueError(f'score {name!r} asks the rows of a memory, and this network has none; '
-                                   f'choose {", ".join(LOGIT_SCORES)}, or a run with a memory')
     return ROW_SCORES[name](s[:, pick].float(), tau)
 
 # %% ../nbs/34_evaluation.ipynb #os10

@@ -7,7 +7,7 @@ __all__ = ['PHOTOS', 'EXAM', 'BELOW', 'ABOVE', 'METHOD', 'Work', 'pick_device', 
            'open_sources', 'change_of', 'make_batches', 'make_photos', 'make_algorithm', 'last_step', 'kinds',
            'to_device', 'watchers', 'settle', 'learn', 'Run', 'exams', 'follow', 'prepare', 'go_on_from',
            'like_streets', 'doubt_streets', 'train', 'apart', 'same', 'resume', 'estimate', 'adapt', 'evaluate',
-           'Prediction', 'predict']
+           'Prediction', 'predict', 'predict_unknown']
 
 # %% ../nbs/36_runs.ipynb #0003
 import copy, functools, json
@@ -20,7 +20,7 @@ from .at_size import Forecast, compute_in, recompute_encoder
 from .data import (PHOTOMETRIC, RENDERED, DomainBatches, DrawnDomain, cache, check_domain, evenly, find_images,
                          read_image, say_absent, to_tensor)
 from .datasets import open_domains, open_photos
-from .evaluation import score, segment
+from .evaluation import score, segment, unknown_map
 from .labels import CLASSES, IGNORE, colourise
 from .model import collect_statistics
 from .normalisation import build_network
@@ -506,3 +506,16 @@ def predict(
             image = item if file is None else read_image(file)
             classes, weights = segment(run.model, to_tensor(image)[None], how, full=True)
             yield Prediction(file, image, classes.byte().numpy(), weights)
+
+# %% ../nbs/36_runs.ipynb #un02
+def predict_unknown(
+    run,         # `Run` or its folder
+    image,       # (H, W, 3) uint8
+    by="logit",  # which score, see 34
+    **protocol,  # fields of `Protocol`; what is not named is as the run was planned
+):               # -> (H, W) float32, large: unknown
+    "How little every pixel of a picture looks like anything that was learned."
+    if not isinstance(run, Run): run = Run.open(run)
+    out, how = class_ids(run.plan.data.without), run.plan.score.but(**protocol)
+    known = [n for n in range(len(CLASSES)) if n not in out] if out else None
+    return unknown_map(run.model, to_tensor(image)[None], by, how, known).numpy()
