@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['HELD_OUT', 'OPEN_METHODS', 'class_gaussians', 'mahalanobis', 'smoothed', 'detection', 'hide_labels', 'truth_map',
            'bench_units', 'DrawnThings', 'things_set', 'OpenJob', 'train_open', 'all_scores', 'joined', 'open_sets',
-           'nearest_rows', 'reliability', 'calibration_error', 'judge', 'open_study', 'open_frame', 'beats']
+           'nearest_rows', 'reliability', 'calibration_error', 'judge', 'open_study', 'open_frame', 'beats',
+           'find_pixels']
 
 # %% ../nbs/54_open_set.ipynb #0003
 import json, time
@@ -16,14 +17,14 @@ import numpy as np, pandas as pd
 import torch
 import torch.nn.functional as F
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
-from .data import DrawnDomain
+from .data import DrawnDomain, to_tensor
 from .encoders import build_backbone, colours
-from .evaluation import LOGIT_SCORES, SCORES, unknown_score
+from .evaluation import LOGIT_SCORES, SCORES, unknown_map, unknown_score
 from .labels import CLASSES, FULL, IGNORE
 from .laboratory import LAB_METHODS, LabRun, LabSet, lab_lines, look_once
 from .memory_init import init_memory, normalise, one_hot
 from .memory_read import cosines
-from .plan import class_ids
+from .plan import Protocol, class_ids
 from .settings import Settings, switch, unknown
 from .streets import SOURCES, UNSEEN, draw_anomaly
 from .streets.anomalies import UNKNOWN
@@ -336,3 +337,20 @@ def beats(
     both = ours.merge(theirs, on=key, suffixes=("", "_base")).sort_values("seed")
     return pd.DataFrame([dict(set=s, without=w, ours=g[measure].tolist(), theirs=g[f"{measure}_base"].tolist())
                          for (s, w), g in both.groupby(["set", "without"], sort=False)])
+
+# %% ../nbs/54_open_set.ipynb #0070
+def find_pixels(
+    model,                # `MemoryNet`
+    domain,               # any domain; masks may hold UNKNOWN
+    by,                   # of SCORES
+    ids=(),               # train ids that were held out
+    protocol=Protocol(),  # how pictures are shown
+    size=1,               # side of the square to smooth over, pixels
+):                        # -> dict as of `detection`
+    "How well a score finds the unknown pixels of all pictures of a domain together."
+    known, scores, truths = [n for n in range(len(CLASSES)) if n not in ids], [], []
+    for i in range(len(domain)):
+        x, y = to_tensor(*domain[i])
+        scores.append(smoothed(unknown_map(model, x[None], by, protocol, known)[None], size).flatten())
+        truths.append(truth_map(y, ids, domain.labels).flatten())
+    return detection(torch.cat(scores), torch.cat(truths), getattr(domain, "name", "this set"))
