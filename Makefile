@@ -9,7 +9,7 @@ METHOD ?= pinmem
 MINUTES ?= 7.5
 comma  := ,
 
-.PHONY: train test browser lab check docs book compare adaptation laboratory clean
+.PHONY: train test browser lab check docs book compare adaptation laboratory openset clean
 .DELETE_ON_ERROR:
 
 $(READY): settings.ini setup.py pyproject.toml constraints.txt
@@ -78,3 +78,10 @@ laboratory: $(READY)       ## the study of nbs/27_laboratory: methods x 20 seeds
 	$(KEEP_MEMORY) OMP_NUM_THREADS=1 $(BIN)/python -c "from pinmem.laboratory import *; run_study(\
 		open_lab('$(LAB)'$(if $(CAMVID),$(comma) photos={'camvid': 'camvid:$(CAMVID)'})), '$(LAB_OUT)', \
 		'$(LAB_METHODS)'.split(','), [$(SEEDS)], [$(LENGTHS)], minutes=$(LAB_MINUTES))"
+
+OPEN_OUT ?= nbs/results/open_set.jsonl
+openset: SEEDS := $(if $(filter file,$(origin SEEDS)),$(shell seq -s, 0 2),$(SEEDS))
+openset: $(READY)          ## the study of nbs/54_open_set: methods x classes left out x 3 seeds on features in LAB; goes on where it was stopped
+	mkdir -p $(dir $(LAB))
+	$(KEEP_MEMORY) OMP_NUM_THREADS=1 $(BIN)/python -c "from pinmem.laboratory import open_lab; from pinmem.open_set import open_study; \
+		open_study(open_lab('$(LAB)'$(if $(CAMVID),$(comma) photos={'camvid': 'camvid:$(CAMVID)'})), '$(OPEN_OUT)', seeds=[$(SEEDS)])"

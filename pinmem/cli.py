@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['commands', 'HEADINGS', 'OfPhotographs', 'Out', 'Quiet', 'Device', 'Scenes', 'Json', 'group', 'given', 'preset_words',
-           'tell', 'train_command', 'adapt_command', 'evaluate_command', 'one_name_each', 'predict_command',
-           'scenes_command', 'data_command', 'compare_command', 'convert_command', 'explore_command', 'one_line',
-           'main']
+           'tell', 'train_command', 'adapt_command', 'evaluate_command', 'one_name_each', 'Doubt', 'check_extras',
+           'write_unknown', 'predict_command', 'scenes_command', 'data_command', 'compare_command', 'convert_command',
+           'explore_command', 'one_line', 'main']
 
 # %% ../nbs/90_cli.ipynb #0003
 import json, sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
+import numpy as np
 from cyclopts import App, CycloptsError, Group, Parameter, validators
 from pydantic import ValidationError, create_model
 from tqdm.auto import tqdm
@@ -21,7 +22,7 @@ from .compare import with_lists
 from .comparison import compare, lost_cells
 from .data import find_images
 from .datasets import open_domain, split_names
-from .evaluation import Protocol, domain_table, per_class_table
+from .evaluation import SCORES, Protocol, check_score, check_threshold, domain_table, per_class_table
 from .model import Network
 from .plan import (ADAPT, PRESETS, ROWS, Adapting, Computing, Course, Data, Domains, Drawing, Labelled, Learning,
                          adapters, read_switch)
@@ -29,7 +30,7 @@ from .processes import speaks
 from .published import ROWS_OF, beside_published, published
 from . import runs
 from .runs import Run, Work, new_folder
-from .settings import Settings, unknown
+from .settings import Settings, switch, unknown
 from .streets import STYLES, draw
 from .survey import survey, survey_text
 from .training import NoMemory, NotFinite, out_of_memory, write_image
@@ -40,7 +41,8 @@ commands = App(name="pinmem", version=pinmem.__version__, result_action="return_
           default_parameter=Parameter(negative_iterable=(), consume_multiple=True))
 
 # %% ../nbs/90_cli.ipynb #0006
-HEADINGS = "Scenes", "What is learned", "Method", "Network", "Data", "Computation", "Score"  # of --help, in this order
+HEADINGS = ("Scenes", "What is learned", "Method", "Network", "Data", "Computation", "Score",
+            "Unknown")  # of --help, in this order
 
 # %% ../nbs/90_cli.ipynb #0007
 def group(
@@ -170,6 +172,40 @@ def one_name_each(
         names[file.stem] = file
     return files
 
+# %% ../nbs/90_cli.ipynb #un02
+class Doubt(Settings):
+    "What to say of pixels that no class covers."
+    unknown: bool = switch(False, "also write a map of how unknown every pixel is")
+    by: Literal[tuple(SCORES)] = switch("logit", "score of that map")
+    threshold: float | None = switch(None, "above it a pixel is unknown; None: shades of grey")
+
+# %% ../nbs/90_cli.ipynb #un03
+def check_extras(
+    opened,  # `Run`
+    memory,  # maps of the weights are wanted
+    doubt,   # `Doubt`
+    how,     # `Protocol`
+):
+    "What is asked for beside the classes must fit the network, before any work."
+    if memory and opened.model.mem is None:
+        raise ValueError(f"--memory: {opened.folder} was trained without a memory; leave the option out")
+    if memory and how.window:
+        raise ValueError("--memory contradicts --window: each window reads for itself; leave one out")
+    if (named := set(doubt.given()) - {"unknown"}) and not doubt.unknown:
+        raise ValueError(f"--{min(named)} is about the map of --unknown; add --unknown, or leave it out")
+    check_score(doubt.by, opened.model.mem is not None)
+    if doubt.threshold is not None: check_threshold(doubt.threshold, doubt.by, opened.model.tau)
+
+# %% ../nbs/90_cli.ipynb #un04
+def write_unknown(
+    file,      # PNG
+    values,    # (H, W) of `predict_unknown`
+    threshold, # or None
+):
+    "Grey between the least and the most unknown pixel of the picture, or black and white about a threshold."
+    low, span = values.min(), max(values.max() - values.min(), 1e-9)
+    write_image(file, np.uint8(255 * ((values - low) / span if threshold is None else values > threshold)))
+
 # %% ../nbs/90_cli.ipynb #0016
 @commands.command(name="predict")
 def predict_command(
@@ -177,27 +213,27 @@ def predict_command(
     *images: Annotated[Path, Parameter(help="pictures, or folders of them")],
     out: Annotated[Path, Parameter(help="folder for the results")],
     memory: Annotated[bool, Parameter(help="also draw the memory-weight maps", negative=())] = False,
+    doubt: Annotated[Doubt, group("Unknown")] = Doubt(),
     protocol: Annotated[Protocol, group("Score")] = Protocol(),
     device: Device = "auto", quiet: Quiet = False,
 ):
     "Segment your own pictures."
     files, folder, opened = one_name_each(find_images(images)), new_folder(out), Run.open(run, device)
-    if memory and opened.model.mem is None:
-        raise ValueError(f"--memory: {run} was trained without a memory; leave the option out")
-    from pinmem.report import write_memory_maps  # later than the mistakes above, for pictures take seconds to import
     how, lost = opened.plan.score.but(**protocol.given()), []
-    if memory and how.window:
-        raise ValueError("--memory contradicts --window: each window reads for itself; leave one out")
+    check_extras(opened, memory, doubt, how)
+    from pinmem.report import write_memory_maps  # later than the mistakes above, for pictures take seconds to import
     for file in tqdm(files, desc="predicting", disable=quiet or len(files) == 1):
         try: found = opened.predict(file, **protocol.given())
         except ValueError as error: lost.append(str(error)); continue
         folder.mkdir(parents=True, exist_ok=True)
         write_image(folder / f"{found.file.stem}_mask.png", found.mask)
         write_image(folder / f"{found.file.stem}_overlay.png", found.overlay)
+        if doubt.unknown: write_unknown(folder / f"{found.file.stem}_unknown.png", runs.predict_unknown(
+            opened, found.image, doubt.by, **protocol.given()), doubt.threshold)
         if memory: write_memory_maps(folder / f"{found.file.stem}_memory.png", found.image, found.weights)
     done = len(files) - len(lost)
-    if done: print(f"{done} picture(s) in {folder}: NAME_mask.png holds class numbers, NAME_overlay.png colours; "
-                   f"protocol: {how}")
+    if done: print(f"{done} picture(s) in {folder}: NAME_mask.png holds class numbers, NAME_overlay.png colours"
+                   f"{', NAME_unknown.png the score ' + doubt.by if doubt.unknown else ''}; protocol: {how}")
     if lost: raise ValueError(f"{len(lost)} of {len(files)} picture(s) could not be segmented, first {lost[0]}")
 
 # %% ../nbs/90_cli.ipynb #0018

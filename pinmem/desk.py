@@ -85,6 +85,7 @@ class Thought(NamedTuple):
     p: np.ndarray     # (N, H, W) class probabilities
     s: Any            # (N, h, w) cosines of Eq 4
     w: Any            # (N, h, w) memory weights
+    z: Any = None     # (N, H, W) logits
 
     @property
     def grid(self): return self.p if self.w is None else self.w       # what a pixel is asked for
@@ -100,9 +101,10 @@ def think(
     r, s, w = seen.f, None, None
     with target_statistics(model.eval(), model.statistics):
         if model.mem is not None: r, s, w = model.recall(seen.f, model.mem, tau=tau)
-        p = model.decoder(r, *seen.skips, seen.size).float().softmax(1)[0].cpu()    # (N, H, W)
+        z = model.decoder(r, *seen.skips, seen.size).float()[0].cpu()               # (N, H, W)
+    p = z.softmax(0)
     s, w = (t if t is None else t[0].float().cpu().numpy() for t in (s, w))
-    return Thought(p.max(0).indices.byte().numpy(), p.numpy(), s, w)
+    return Thought(p.max(0).indices.byte().numpy(), p.numpy(), s, w, z.numpy())
 
 # %% ../nbs/42_desk.ipynb #0023
 def quick_network(
@@ -193,6 +195,8 @@ class State:
     cls: int = -1             # class of the map; -1 follows the pixel: its nearest row
     tau: float = .1           # temperature
     memory: bool = True       # False: every row counts the same
+    score: str = ''           # map of how unknown every pixel is, by this score; '': map of the class
+    threshold: float = .5     # where the unknown begins, as a share of the score's range in the picture
 
 # %% ../nbs/42_desk.ipynb #0039
 class View(NamedTuple):

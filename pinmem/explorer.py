@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['SHARP', 'PANEL', 'GAP', 'HEAD', 'POINT', 'NO_POINTING', 'TOUCH_STYLE', 'TOUCH_TOOLS', 'TOUCH_START', 'TOUCH_READ',
            'TOUCH_BARS', 'EXPLORER_SCRIPT', 'STEPPER_SCRIPT', 'WIPER_SCRIPT', 'letters', 'Sheet', 'panel_size',
-           'places', 'pixel_at', 'viridis', 'mark', 'panels', 'longest', 'bars', 'words', 'soon', 'Latest',
-           'pointer_class', 'picture_widget', 'put', 'explorer_controls', 'spoken', 'instrument_box', 'Explorer',
-           'pack_numbers', 'pack_runs', 'picture_uri', 'touchable', 'marked_svg', 'touch_explorer', 'stepper', 'wiper']
+           'places', 'pixel_at', 'viridis', 'mark', 'unknown_part', 'unknown_panel', 'unknown_words', 'panels',
+           'longest', 'bars', 'words', 'soon', 'Latest', 'pointer_class', 'picture_widget', 'put', 'explorer_controls',
+           'spoken', 'instrument_box', 'Explorer', 'pack_numbers', 'pack_runs', 'picture_uri', 'touchable',
+           'marked_svg', 'touch_explorer', 'stepper', 'wiper']
 
 # %% ../nbs/43_explorer.ipynb #0003
 import asyncio, base64, functools, html, io, json
@@ -15,8 +16,10 @@ from pathlib import Path
 import ipywidgets as widgets
 import matplotlib, numpy as np
 from matplotlib import font_manager
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from .desk import Desk, State, View, open_picture
+from .evaluation import SCORES, unknown_score
 from .labels import CLASSES, COLOURS, IGNORE, colourise
 from .plots import BLUE, INK, ORANGE, PALE, overlay, png_bytes
 from .streets import STYLES
@@ -114,6 +117,38 @@ def mark(
         if cols < W: sheet.draw('rectangle', left + col * w / cols, top + row * h / rows, w / cols, h / rows, **how)
         sheet.draw('ellipse', x - 5, y - 5, 10, 10, **how)
 
+# %% ../nbs/43_explorer.ipynb #un02
+def unknown_part(view: View):  # scores (H, W) or (h, w), threshold in their units; None: not asked, or no rows to ask
+    "How unknown every pixel is, and from where on it counts as unknown."
+    t, state = view.thought, view.state
+    if not state.score: return None
+    z, s = (None if v is None else torch.from_numpy(v)[None] for v in (t.z, t.s))
+    try: found = unknown_score(state.score, z, s, view.tau)[0].numpy()
+    except ValueError: return None                                    # asks a memory where there is none
+    return found, found.min() + state.threshold * (found.max() - found.min())
+
+# %% ../nbs/43_explorer.ipynb #un03
+def unknown_panel(view: View):  # title, (H, W, 3) uint8; None as of `unknown_part`
+    "The map of the unknown; what lies above the threshold is orange."
+    part = unknown_part(view)
+    if part is None: return None
+    found, cut = part
+    picture = viridis(found - found.min(), found.max() - found.min()).copy()
+    picture[found > cut] = matplotlib.colors.to_rgb(ORANGE) * np.array(255)
+    return f'unknown by {view.state.score}, above {cut:.2f}', picture
+
+# %% ../nbs/43_explorer.ipynb #un04
+def unknown_words(view: View):  # list of plain sentences, empty where no score is chosen
+    "The map of the unknown for a reader who cannot see it."
+    part = unknown_part(view)
+    if part is None: return [f'{view.state.method} has no memory, so the score {view.state.score} has no rows to ask; '
+                             'choose another score.'] if view.state.score else []
+    found, cut = part
+    (H, W), (h, w) = view.thought.pred.shape, found.shape
+    here = found[view.pixel.y * h // H, view.pixel.x * w // W]
+    return [f'Unknown by {view.state.score}: {here:.2f} at the pixel, {found.min():.2f} to {found.max():.2f} in the '
+            f'picture; {100 * (found > cut).mean():.0f} % lie above {cut:.2f}.']
+
 # %% ../nbs/43_explorer.ipynb #0062
 def panels(view: View):  # PIL image
     "Picture, prediction, truth and the map of one class, with the pixel marked in all of them."
@@ -122,7 +157,8 @@ def panels(view: View):  # PIL image
     if view.truth is None: pictures['prediction over the picture'] = overlay(view.image, t.pred, .5)
     else: pictures['truth'] = colourise(view.truth)
     what = 'probability' if t.w is None else 'memory weight'
-    pictures[f'{what} of {CLASSES[view.cls]}, 0 to {top:.2f}'] = viridis(t.grid[view.cls], top)
+    weights = f'{what} of {CLASSES[view.cls]}, 0 to {top:.2f}', viridis(t.grid[view.cls], top)
+    pictures.update([unknown_panel(view) or weights])
     spots, size = places(shape)
     sheet = Sheet(*size)
     for spot, (title, picture) in zip(spots, pictures.items()):
@@ -293,7 +329,9 @@ def explorer_controls(desk: Desk):  # dict: name -> widget
         y=slider(widgets.IntSlider, 'row y', value=desk.size[1] // 2, min=0, max=desk.size[1] - 1),
         tau=slider(widgets.FloatLogSlider, 'temperature τ', value=next(iter(desk.networks.values())).tau, min=-2, max=1,
                    step=.05, readout_format='.3g'),
-        memory=slider(widgets.Checkbox, 'read the memory', value=True))
+        memory=slider(widgets.Checkbox, 'read the memory', value=True),
+        score=slider(widgets.Dropdown, 'unknown by', options=[('– (map of the class)', ''), *((n, n) for n in SCORES)]),
+        threshold=slider(widgets.FloatSlider, 'threshold', value=.5, min=0, max=1, step=.01))
 
 # %% ../nbs/43_explorer.ipynb #0094
 def spoken(
@@ -348,9 +386,10 @@ class Explorer:
         H, W = self.desk.picture(state)[0].shape[:2]
         c['x'].max, c['y'].max = W - 1, H - 1
         c['street'].disabled = state.picture in self.desk.pictures
+        c['threshold'].disabled = not state.score
         c['tau'].disabled = c['memory'].disabled = self.desk.networks[state.method].mem is None
         self.view, self.shown = self.desk.view(self.state()), self.shown + 1
-        lines = words(self.view)
+        lines = words(self.view) + unknown_words(self.view)
         put(self.sheet, panels(self.view), 'Four pictures. ' + lines[0])
         put(self.bars, bars(self.view), 'Nineteen bars. ' + lines[1])
         self.text.value = spoken(lines)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ALGORITHMS', 'GROUPS', 'SGD', 'PAPER_DATA', 'PRESETS', 'ROW', 'ROWS', 'FTA', 'ABOUT_MEMORY', 'BARE', 'ADAPT',
-           'Adapting', 'Labelled', 'Learning', 'Data', 'Computing', 'Protocol', 'Drawing', 'Domains', 'Course',
-           'place_of', 'Preset', 'row_sources', 'takes', 'fits', 'check_switch', 'check_together', 'Plan',
+           'Adapting', 'Labelled', 'Learning', 'class_ids', 'Data', 'Computing', 'Protocol', 'Drawing', 'Domains',
+           'Course', 'place_of', 'Preset', 'row_sources', 'takes', 'fits', 'check_switch', 'check_together', 'Plan',
            'learning_of', 'sources_of', 'versions', 'still', 'plan', 'adapters', 'plan_adaptation', 'read_plan',
            'in_words', 'read_switch']
 
@@ -55,6 +55,16 @@ class Labelled(PinTheMemory.Switches, RobustNet.Switches):
 class Learning(Labelled, Adapting):
     "Every switch of every method."
 
+# %% ../nbs/30_plan.ipynb #wo02
+def class_ids(
+    names,  # 'person,rider', or None
+):          # -> list of train ids
+    "Classes by their names."
+    wanted = [name.strip() for name in names.split(",") if name.strip()] if names else []
+    for name in wanted:
+        if name not in CLASSES: raise ValueError(unknown("class", name, CLASSES))
+    return sorted({CLASSES.index(name) for name in wanted})
+
 # %% ../nbs/30_plan.ipynb #0009
 class Data(Settings):
     "What a run does with its images, before, while and after it learns."
@@ -69,6 +79,16 @@ class Data(Settings):
     unweigh: float = switch(0.5, "share of the class weights that is taken back at the end", 0, 1)
     settle: int = switch(25, "batches from which BatchNorm's statistics are collected anew at the end", 0)
     memory_images: int = switch(100, "images of each source that fill the first memory; 0: all", 0)
+    without: str | None = switch(None, "classes to learn nothing of, their pixels are ignored: person,rider")
+
+    @field_validator("without")
+    @classmethod
+    def some_left(cls, value):
+        try: ids = class_ids(value)
+        except ValueError as error: raise ValueError(f"without: {error}") from None
+        if value is not None and not 0 < len(ids) < len(CLASSES) - 1: raise ValueError(
+            f"without is {value!r}; expected the names of some classes, and two or more that stay; change it")
+        return ",".join(CLASSES[i] for i in ids) or None
 
     @field_validator("crop", "scale")
     @classmethod
