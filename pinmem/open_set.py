@@ -16,7 +16,7 @@ import numpy as np, pandas as pd
 import torch
 import torch.nn.functional as F
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
-from .data import DrawnDomain, to_tensor
+from .data import to_tensor
 from .encoders import build_backbone, colours
 from .evaluation import LOGIT_SCORES, SCORES, unknown_map, unknown_score
 from .labels import CLASSES, FULL, IGNORE

@@ -349,8 +349,7 @@ def fit(
     batches,        # step -> list with one (x, y) per source domain
     steps,          # number of steps of the whole schedule
     folder=None,    # run directory for log.csv and state.pt; None keeps nothing on disk
-    start=0,        # first step (a resumed run)
-    stop=None,      # stop before this step; None is `steps`
+    start=0, stop=None, # first step (a resumed run), and that before which it stops; None is `steps`
     minutes=None,   # wall-clock limit, see `share_done`; a run that it shortens cannot be repeated exactly
     every=100,      # steps between two kept states
     progress=True,  # show a bar
@@ -359,9 +358,8 @@ def fit(
     unlabelled=None, # step -> (B, 3, H, W) without labels, for a method that uses them
 ):                  # -> (number of steps taken, list of log rows of this call)
     "Repeat `algorithm.update`; keeps the last good state, survives Ctrl-C, NaN and a lack of memory."
-    first = ranks()[0] == 0                                           # whose clock counts, and who writes
-    rows, step, good = [], start, LastGood(algorithm, start, folder if first else None, keep)
-    began = time.perf_counter() - algorithm.seconds
+    rows, step, first = [], start, ranks()[0] == 0                    # the first process has the clock, and writes
+    good, began = LastGood(algorithm, start, folder if first else None, keep), time.perf_counter() - algorithm.seconds
     with stop_on_interrupt() as asked, tqdm(total=steps, initial=start, disable=not progress, unit="step") as bar:
         while step < (steps if stop is None else stop) and not total(len(asked)):
             algorithm.done = share_done(step, steps, total((time.perf_counter() - began) * first), minutes)

@@ -325,15 +325,6 @@ def test_the_study_goes_on_where_it_was_and_teaches_nothing_of_what_is_left_out(
     assert not (tmp_path / "t.jsonl").exists()
 
 
-def test_the_units_of_the_bench_are_read_off_or_refused():
-    raw = 2 + 3 * numbers(10, 5, 4, 6)
-    kept = LabSet((raw - 2.5) / 1.7, torch.zeros(10, 4, 6))
-    lab = Lab({"town": kept}, {"town": LabSet(kept.x[:0], kept.y[:0])}, {}, {})
-    slope, offset = op.bench_units(lab, lambda domain, picks: LabSet(raw[:8], None))
-    assert torch.allclose(slope * raw + offset, kept.x, atol=1e-5)
-    complaint(ValueError, lambda: op.bench_units(lab, lambda domain, picks: LabSet(raw[:8] ** 2, None)), "not those of the bench")
-
-
 def test_stored_results_hold_what_the_page_says():
     lines = lab_lines(op.Path(__file__).parents[1] / "nbs" / "results" / "open_set.jsonl")
     frame = op.open_frame(lines)

@@ -24,7 +24,14 @@ from pinmem.training import check_alike, load_run, read_log, read_state
 
 SMALL = dict(weights=None, channels=8, head="fcn8s", output_stride=16, aux_dropout=0.0)
 UNLIKE = {"aggregation", "mldg", "pinmem", "robustnet", "pinmem+norm", "adaptsegnet", "clan+norm", "max-square",
-          "self-training-memory"}  # of which each has sums of its own; of three processes the others take one step
+          "self-training-memory"}  # each has sums of its own
+
+
+def length(method, n):
+    "Steps that n processes take: three where something is new, one elsewhere, for time."
+    return 3 if method == "pinmem" or n < 3 and method in UNLIKE else 1
+
+
 DOMAINS, IMAGES, SIZE = 3, 2, (32, 32)
 
 
@@ -75,9 +82,9 @@ def take_steps(method, steps=3):
     return found
 
 
-PLAN = dict(method="pinmem", preset="pinmem", sources=["town", "suburb", "city"], targets=[], encoder="test_resnet", weights=None,
-            head="fcn8s", output_stride=16, channels=8, steps=4, scenes=6, size=(64, 32), crop=(32, 32), settle=2, memory_images=2, warm=0.25,
-            average=0.0)
+PLAN = dict(method="aggregation-memory", sources=["town", "suburb", "city"], targets=[], encoder="test_resnet", weights=None,
+            head="fcn8s", output_stride=16, channels=8, steps=4, scenes=6, size=(64, 32), crop=(32, 32), settle=2,
+            memory_images=2, average=0.0)
 WORK = dict(workers=0, threads=1, quiet=True, device="cpu")
 
 
@@ -92,7 +99,7 @@ def member(r, n, folder, ports):
     if n > 1: start(r, n, ports[0])
     with together("cpu"):
         for method in ALGORITHMS:
-            torch.save(take_steps(method, 3 if n < 3 or method in UNLIKE else 1), f"{folder}/{method} {n} {r}.pt")
+            torch.save(take_steps(method, length(method, n)), f"{folder}/{method} {n} {r}.pt")
         if n == 2: (folder / f"quarrel {r}.json").write_text(json.dumps([*map(said, quarrels(r))]))
     if n == 3: return
     if n > 1: start(r, n, ports[1])
@@ -159,9 +166,9 @@ def test_a_step_of_many_is_the_step_of_one(method, n, folder):
     one = torch.load(folder / f"{method} 1 0.pt")
     for r in range(n):
         many = torch.load(folder / f"{method} {n} {r}.pt")
-        last = 2 if n == 2 or method in UNLIKE else 0
+        last = length(method, n) - 1
         for kind in ("gradient", "log", "state"): assert any(name.startswith(f"{kind} {last}") for name in many)
-        assert many.keys() <= one.keys() and (many.keys() == one.keys()) == (last == 2)
+        assert many.keys() <= one.keys() and (many.keys() == one.keys()) == (length(method, n) == length(method, 1))
         for name in many:
             t = one[name]
             scale = max(1.0, t.double().abs().max().item())
@@ -173,9 +180,9 @@ def test_a_run_of_two_processes_goes_on_with_one(folder):
     "The log of two is that of one, one process takes over from two, and the end is that of a run in one piece."
     logs = [read_log(folder / f"run {n}" / "log.csv") for n in (1, 2)]
     assert logs[0].keys() == logs[1].keys() and len(logs[0]["step"]) == 2
-    for name in logs[0]: np.testing.assert_allclose(logs[0][name], logs[1][name], rtol=2e-3, err_msg=name)
+    for name in logs[0]: np.testing.assert_allclose(logs[0][name], logs[1][name], rtol=1e-4, err_msg=name)
     ends = [resume(folder / f"run {n}", **WORK).model.state_dict() for n in (1, 2)]
-    for name, t in ends[0].items(): torch.testing.assert_close(ends[1][name], t, rtol=0.02, atol=2e-3, msg=name)
+    for name, t in ends[0].items(): torch.testing.assert_close(ends[1][name], t, rtol=1e-3, atol=1e-3, msg=name)
 
 
 def test_a_process_that_is_killed_ends_all(folder):
