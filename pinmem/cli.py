@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['commands', 'HEADINGS', 'OfPhotographs', 'Out', 'Quiet', 'Device', 'Scenes', 'Json', 'group', 'given', 'preset_words',
            'tell', 'train_command', 'adapt_command', 'evaluate_command', 'one_name_each', 'predict_command',
-           'scenes_command', 'data_command', 'compare_command', 'convert_command', 'explore_command', 'one_line',
-           'main']
+           'scenes_command', 'data_command', 'compare_command', 'convert_command', 'export_command', 'explore_command',
+           'one_line', 'main']
 
 # %% ../nbs/90_cli.ipynb #0003
 import json, sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 from cyclopts import App, CycloptsError, Group, Parameter, validators
 from pydantic import ValidationError, create_model
 from tqdm.auto import tqdm
@@ -35,6 +35,7 @@ from .training import NoMemory, NotFinite, out_of_memory, write_image
 
 # %% ../nbs/90_cli.ipynb #0005
 commands = App(name="pinmem", version=pinmem.__version__, result_action="return_value", help_format="plaintext",
+          suppress_keyboard_interrupt=False,  # `main` has a word for it
           help="Pin the Memory: learn a class memory on some domains, read it on others.",
           default_parameter=Parameter(negative_iterable=(), consume_multiple=True))
 
@@ -172,31 +173,31 @@ def one_name_each(
 @commands.command(name="predict")
 def predict_command(
     run: Annotated[Path, Parameter(help="run directory")],
-    *images: Annotated[Path, Parameter(help="pictures, or folders of them")],
+    *images: Annotated[Path, Parameter(help="pictures, folders of them, or videos")],
     out: Annotated[Path, Parameter(help="folder for the results")],
     memory: Annotated[bool, Parameter(help="also draw the memory-weight maps", negative=())] = False,
+    resume: Annotated[bool, Parameter(help="go on with what is in --out", negative=())] = False,
     protocol: Annotated[Protocol, group("Score")] = Protocol(),
     device: Device = "auto", quiet: Quiet = False,
 ):
     "Segment your own pictures."
-    files, folder, opened = one_name_each(find_images(images)), new_folder(out), Run.open(run, device)
+    files, folder = one_name_each(find_images(images)), out if resume else new_folder(out)
+    opened = Run.open(run, device)
     if memory and opened.model.mem is None:
         raise ValueError(f"--memory: {run} was trained without a memory; leave the option out")
     from pinmem.report import write_memory_maps  # later than the mistakes above, for pictures take seconds to import
-    how, lost = opened.plan.score.but(**protocol.given()), []
+    how, last = opened.plan.score.but(**protocol.given()), "_memory.png" if memory else "_overlay.png"
     if memory and how.window:
         raise ValueError("--memory contradicts --window: each window reads for itself; leave one out")
-    for file in tqdm(files, desc="predicting", disable=quiet or len(files) == 1):
-        try: found = opened.predict(file, **protocol.given())
-        except ValueError as error: lost.append(str(error)); continue
-        folder.mkdir(parents=True, exist_ok=True)
-        write_image(folder / f"{found.file.stem}_mask.png", found.mask)
-        write_image(folder / f"{found.file.stem}_overlay.png", found.overlay)
-        if memory: write_memory_maps(folder / f"{found.file.stem}_memory.png", found.image, found.weights)
-    done = len(files) - len(lost)
-    if done: print(f"{done} picture(s) in {folder}: NAME_mask.png holds class numbers, NAME_overlay.png colours; "
-                   f"protocol: {how}")
-    if lost: raise ValueError(f"{len(lost)} of {len(files)} picture(s) could not be segmented, first {lost[0]}")
+    def write(name, found):
+        write_image(folder / f"{name}_mask.png", found.mask)
+        write_image(folder / f"{name}_overlay.png", found.overlay)
+        if memory: write_memory_maps(folder / f"{name}_memory.png", found.image, found.weights)
+    done, lost, first = runs.predict_many(opened, files, folder, write, last, dict(memory=memory), resume, quiet,
+                                          **protocol.given())
+    if done or not lost: print(
+        f"{done} picture(s) in {folder}: NAME_mask.png holds class numbers, NAME_overlay.png colours; protocol: {how}")
+    if lost: raise ValueError(f"{lost} of {done + lost} picture(s) could not be segmented, first {first}")
 
 # %% ../nbs/90_cli.ipynb #0018
 @commands.command(name="scenes")
@@ -268,6 +269,20 @@ def convert_command(
     "Turn a checkpoint of the authors' code into a run."
     facts = convert(file, new_folder(out))
     print(f"{out}: {', '.join(f'{name} {value}' for name, value in facts.items() if isinstance(value, str | int))}")
+
+# %% ../nbs/90_cli.ipynb #expo
+@commands.command(name="export")
+def export_command(
+    run: Annotated[Path, Parameter(help="run directory")],
+    *,
+    to: Annotated[Literal["onnx", "torch"], Parameter(help="ONNX, or a torch.export program")] = "onnx",
+    out: Annotated[Path | None, Parameter(help="file to write [default: model.onnx or model.pt2 in RUN]")] = None,
+):
+    "Write the network as one file, and check that it answers alike."
+    from pinmem.export import export  # a library of hub and graphs, which no other command waits for
+    found = export(run, to, out)
+    print(f"{found['file']}: on {found['pictures']} pictures of different sizes its logits differ by at most "
+          f"{found['difference']:.0e} from the network's")
 
 # %% ../nbs/90_cli.ipynb #0024
 @commands.command(name="explore")
