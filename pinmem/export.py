@@ -214,7 +214,7 @@ def beside(
         h, w = rng.integers(low, [low + 120, low + 200])
         top, left = rng.integers(0, [257 - h, 513 - w])
         x = street[..., top:top + h, left:left + w]
-        ours, theirs, truth = model.predict(x, 0.0), answer(x).detach(), exact.predict(x.double(), 0.0)    # (1, N, h, w)
+        ours, theirs, truth = model.predict(x, 0.0), answer(x).detach(), exact.predict(x.double(), 0.0)
         best, other = ours.topk(2, 1).values, ours.argmax(1) != theirs.argmax(1)
         lead = (best[:, 0] - best[:, 1])[other]
         found = (ours - theirs).abs().max(), (ours - truth).abs().max(), lead.max() if len(lead) else torch.zeros(())
