@@ -389,8 +389,7 @@ def push_to_hub(
     return ask_hub(repo, lambda: OnHub(model, run).push_to_hub(repo, **hub))
 
 # %% ../nbs/39_export.ipynb #0063
-MemoryNet.from_pretrained = staticmethod(from_pretrained)
-MemoryNet.save_pretrained, MemoryNet.push_to_hub = save_pretrained, push_to_hub
+for method in (save_pretrained, push_to_hub, staticmethod(from_pretrained)): setattr(MemoryNet, method.__name__, method)
 
 # %% ../nbs/39_export.ipynb #0068
 def pace(
