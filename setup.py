@@ -8,6 +8,7 @@ here = Path(__file__).parent
 ini = configparser.ConfigParser(delimiters=["="])
 ini.read(here / "settings.ini", encoding="utf-8")
 cfg = ini["DEFAULT"]
+EXTRAS = "book", "export", "video", "cluster"  # whoever develops has them all
 
 setup(
     name=cfg["lib_name"], version=cfg["version"], description=cfg["description"],
@@ -19,8 +20,8 @@ setup(
     package_dir={"pinmem": "pinmem", "pinmem.rendered": "data_samples/rendered"},
     package_data={"pinmem.rendered": ["images/*.jpg", "labels/*.png"]},
     install_requires=cfg["requirements"].split(),
-    extras_require={"dev": cfg["dev_requirements"].split() + cfg["book_requirements"].split(),
-                    "book": cfg["book_requirements"].split(), "app": cfg["app_requirements"].split()},
+    extras_require={"dev": " ".join(cfg[f"{name}_requirements"] for name in ("dev", *EXTRAS)).split(),
+                    **{name: cfg[f"{name}_requirements"].split() for name in (*EXTRAS, "app")}},
     entry_points={"console_scripts": [cfg["console_scripts"]],
                   "nbdev": ["pinmem=pinmem._modidx:d"]},
 )

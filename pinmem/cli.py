@@ -6,7 +6,7 @@
 __all__ = ['commands', 'HEADINGS', 'OfPhotographs', 'Out', 'Quiet', 'Device', 'Scenes', 'Json', 'group', 'given', 'preset_words',
            'tell', 'train_command', 'adapt_command', 'evaluate_command', 'one_name_each', 'Doubt', 'check_extras',
            'write_unknown', 'predict_command', 'scenes_command', 'data_command', 'compare_command', 'convert_command',
-           'explore_command', 'one_line', 'main']
+           'export_command', 'explore_command', 'one_line', 'main']
 
 # %% ../nbs/90_cli.ipynb #0003
 import json, sys
@@ -37,6 +37,7 @@ from .training import NoMemory, NotFinite, out_of_memory, write_image
 
 # %% ../nbs/90_cli.ipynb #0005
 commands = App(name="pinmem", version=pinmem.__version__, result_action="return_value", help_format="plaintext",
+          suppress_keyboard_interrupt=False,  # `main` has a word for it
           help="Pin the Memory: learn a class memory on some domains, read it on others.",
           default_parameter=Parameter(negative_iterable=(), consume_multiple=True))
 
@@ -210,31 +211,32 @@ def write_unknown(
 @commands.command(name="predict")
 def predict_command(
     run: Annotated[Path, Parameter(help="run directory")],
-    *images: Annotated[Path, Parameter(help="pictures, or folders of them")],
+    *images: Annotated[Path, Parameter(help="pictures, folders of them, or videos")],
     out: Annotated[Path, Parameter(help="folder for the results")],
     memory: Annotated[bool, Parameter(help="also draw the memory-weight maps", negative=())] = False,
     doubt: Annotated[Doubt, group("Unknown")] = Doubt(),
+    resume: Annotated[bool, Parameter(help="go on with what is in --out", negative=())] = False,
     protocol: Annotated[Protocol, group("Score")] = Protocol(),
     device: Device = "auto", quiet: Quiet = False,
 ):
     "Segment your own pictures."
-    files, folder, opened = one_name_each(find_images(images)), new_folder(out), Run.open(run, device)
-    how, lost = opened.plan.score.but(**protocol.given()), []
-    check_extras(opened, memory, doubt, how)
+    files, folder = one_name_each(find_images(images)), out if resume else new_folder(out)
+    opened, how = Run.open(run, device), protocol.given()
+    check_extras(opened, memory, doubt, opened.plan.score.but(**how))
     from pinmem.report import write_memory_maps  # later than the mistakes above, for pictures take seconds to import
-    for file in tqdm(files, desc="predicting", disable=quiet or len(files) == 1):
-        try: found = opened.predict(file, **protocol.given())
-        except ValueError as error: lost.append(str(error)); continue
-        folder.mkdir(parents=True, exist_ok=True)
-        write_image(folder / f"{found.file.stem}_mask.png", found.mask)
-        write_image(folder / f"{found.file.stem}_overlay.png", found.overlay)
-        if doubt.unknown: write_unknown(folder / f"{found.file.stem}_unknown.png", runs.predict_unknown(
-            opened, found.image, doubt.by, **protocol.given()), doubt.threshold)
-        if memory: write_memory_maps(folder / f"{found.file.stem}_memory.png", found.image, found.weights)
-    done = len(files) - len(lost)
-    if done: print(f"{done} picture(s) in {folder}: NAME_mask.png holds class numbers, NAME_overlay.png colours"
-                   f"{', NAME_unknown.png the score ' + doubt.by if doubt.unknown else ''}; protocol: {how}")
-    if lost: raise ValueError(f"{len(lost)} of {len(files)} picture(s) could not be segmented, first {lost[0]}")
+    last = "_memory.png" if memory else "_unknown.png" if doubt.unknown else "_overlay.png"
+    def write(name, found):
+        write_image(folder / f"{name}_mask.png", found.mask)
+        write_image(folder / f"{name}_overlay.png", found.overlay)
+        if doubt.unknown: write_unknown(folder / f"{name}_unknown.png", runs.predict_unknown(
+            opened, found.image, doubt.by, **how), doubt.threshold)
+        if memory: write_memory_maps(folder / f"{name}_memory.png", found.image, found.weights)
+    facts = dict(memory=memory, **(doubt.model_dump() if doubt.unknown else {}))
+    done, lost, first = runs.predict_many(opened, files, folder, write, last, facts, resume, quiet, **how)
+    if done or not lost: print(
+        f"{done} picture(s) in {folder}: NAME_mask.png holds class numbers, NAME_overlay.png colours"
+        f"{', NAME_unknown.png the score ' + doubt.by if doubt.unknown else ''}; protocol: {opened.plan.score.but(**how)}")
+    if lost: raise ValueError(f"{lost} of {done + lost} picture(s) could not be segmented, first {first}")
 
 # %% ../nbs/90_cli.ipynb #0018
 @commands.command(name="scenes")
@@ -307,6 +309,20 @@ def convert_command(
     "Turn a checkpoint of the authors' code into a run."
     facts = convert(file, new_folder(out))
     print(f"{out}: {', '.join(f'{name} {value}' for name, value in facts.items() if isinstance(value, str | int))}")
+
+# %% ../nbs/90_cli.ipynb #expo
+@commands.command(name="export")
+def export_command(
+    run: Annotated[Path, Parameter(help="run directory")],
+    *,
+    to: Annotated[Literal["onnx", "torch"], Parameter(help="ONNX, or a torch.export program")] = "onnx",
+    out: Annotated[Path | None, Parameter(help="file to write [default: model.onnx or model.pt2 in RUN]")] = None,
+):
+    "Write the network as one file, and check that it answers alike."
+    from pinmem.export import export  # a library of hub and graphs, which no other command waits for
+    found = export(run, to, out)
+    print(f"{found['file']}: on {found['pictures']} pictures of different sizes its logits differ by at most "
+          f"{found['difference']:.0e} from the network's")
 
 # %% ../nbs/90_cli.ipynb #0024
 @commands.command(name="explore")

@@ -18,7 +18,7 @@ def resize(
     size,            # (H, W) wanted
 ) -> torch.Tensor:   # (B, C, H, W)
     "Bilinear resize with aligned corners, as everywhere in the authors' network."
-    if tuple(x.shape[-2:]) == tuple(size): return x
+    if not torch.compiler.is_compiling() and tuple(x.shape[-2:]) == tuple(size): return x
     return F.interpolate(x, tuple(size), mode="bilinear", align_corners=True)
 
 # %% ../nbs/05_decoders.ipynb #0008
