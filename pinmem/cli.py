@@ -235,7 +235,8 @@ def predict_command(
     done, lost, first = runs.predict_many(opened, files, folder, write, last, facts, resume, quiet, **how)
     if done or not lost: print(
         f"{done} picture(s) in {folder}: NAME_mask.png holds class numbers, NAME_overlay.png colours"
-        f"{', NAME_unknown.png the score ' + doubt.by if doubt.unknown else ''}; protocol: {opened.plan.score.but(**how)}")
+        f"{', NAME_unknown.png the score ' + doubt.by if doubt.unknown else ''}; protocol: "
+        f"{opened.plan.score.but(**how)}")
     if lost: raise ValueError(f"{lost} of {done + lost} picture(s) could not be segmented, first {first}")
 
 # %% ../nbs/90_cli.ipynb #0018

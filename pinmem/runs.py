@@ -29,7 +29,7 @@ from .model import collect_statistics
 from .normalisation import build_network
 from .plan import (ALGORITHMS, Computing, Plan, class_ids, in_words, place_of, plan, plan_adaptation, read_plan,
                          versions)
-from .processes import agree, check_share, code, launched, own_device, together
+from .processes import agree, check_crops, code, launched, own_device, together
 from .settings import Settings, switch
 from .streets import STYLES
 from .training import (RecordMemory, board_writer, check_alike, fit, load_run, load_state, read_config, read_log,
@@ -301,7 +301,7 @@ def follow(
     resume=False, # go on with what is in the folder
 ):           # -> Run; None in all processes but the first, if there are several
     "Do what was planned: open, learn, score."
-    check_share(plan)
+    check_crops(plan)
     device, (r, n) = pick_device(work.device), launched()
     if r: work = work.but(quiet=True)
     if work.threads: torch.set_num_threads(work.threads)

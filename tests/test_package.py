@@ -94,7 +94,7 @@ BROUGHT = {"IPython": "ipywidgets", "traitlets": "ipywidgets", "huggingface_hub"
 def test_imports_stand_in_requirements():
     ini = configparser.ConfigParser(delimiters=["="])
     ini.read(ROOT / "settings.ini")
-    wanted = " ".join(ini["DEFAULT"][name] for name in ("requirements", "app_requirements", "export_requirements", "video_requirements")).split()
+    wanted = " ".join(ini["DEFAULT"][name] for name in ("requirements", *(f"{extra}_requirements" for extra in ("app", "export", "video", "cluster")))).split()
     named = {re.split("[<>=!~]", word)[0].replace("_", "-").lower() for word in wanted}
     used = {}
     for path in sorted((ROOT / "pinmem").rglob("*.py")):
