@@ -222,7 +222,7 @@ def predict_command(
     "Segment your own pictures."
     files, folder = one_name_each(find_images(images)), out if resume else new_folder(out)
     opened, how = Run.open(run, device), protocol.given()
-    check_extras(opened, memory, doubt, opened.plan.score.but(**how))
+    check_extras(opened, memory, doubt, whole := opened.plan.score.but(**how))
     from pinmem.report import write_memory_maps  # later than the mistakes above, for pictures take seconds to import
     last = "_memory.png" if memory else "_unknown.png" if doubt.unknown else "_overlay.png"
     def write(name, found):
@@ -235,8 +235,7 @@ def predict_command(
     done, lost, first = runs.predict_many(opened, files, folder, write, last, facts, resume, quiet, **how)
     if done or not lost: print(
         f"{done} picture(s) in {folder}: NAME_mask.png holds class numbers, NAME_overlay.png colours"
-        f"{', NAME_unknown.png the score ' + doubt.by if doubt.unknown else ''}; protocol: "
-        f"{opened.plan.score.but(**how)}")
+        f"{', NAME_unknown.png the score ' + doubt.by if doubt.unknown else ''}; protocol: {whole}")
     if lost: raise ValueError(f"{lost} of {done + lost} picture(s) could not be segmented, first {first}")
 
 # %% ../nbs/90_cli.ipynb #0018

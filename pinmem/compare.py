@@ -273,8 +273,8 @@ def senders(
         finally: pool.shutdown(wait=True, cancel_futures=True)
         return
     try: from distributed import Client
-    except ImportError: raise ValueError("a cluster needs a package that is not installed here; get it with: pip install "
-                                         "'pinmem[cluster]'") from None
+    except ImportError: raise ValueError(
+        "a cluster needs a package that is not installed here; get it with: pip install 'pinmem[cluster]'") from None
     try: client = Client(cluster, timeout=10)
     except (OSError, ValueError) as error: raise OSError(
         f"no Dask scheduler answers at {cluster} ({str(error).splitlines()[0]}); start one with `dask scheduler` and "
