@@ -192,7 +192,8 @@ def pack_lab(
     plain = lambda s: (s.x, s.y, s.labels.name, s.labels.groups)
     groups = {field.name: getattr(lab, field.name) for field in fields(lab)}
     units = groups.pop("units")
-    return dict(sets={group: {name: plain(s) for name, s in sets.items()} for group, sets in groups.items()}, units=units)
+    packed = {group: {name: plain(s) for name, s in sets.items()} for group, sets in groups.items()}
+    return dict(sets=packed, units=units)
 
 # %% ../nbs/27_laboratory.ipynb #0025
 def open_lab(
