@@ -14,11 +14,11 @@ from .metrics import average
 
 # %% ../nbs/13_memory_read.ipynb #0011
 def cosines(
-    q: torch.Tensor,   # (B, C, h, w) features of unit length
+    f: torch.Tensor,   # (B, C, h, w) features of any length
     mem: torch.Tensor, # (N, C) memory, unit rows
 ) -> torch.Tensor:     # (B, N, h, w) in [-1, 1]
     "The cosine of every pixel with every row: the exponent of Eq 4."
-    return torch.einsum('nc,bchw->bnhw', mem, q)
+    return torch.einsum('nc,bchw->bnhw', mem, normalise(f))
 
 # %% ../nbs/13_memory_read.ipynb #0013
 def gumbel_noise(
@@ -48,7 +48,7 @@ def read(
 ) -> tuple:                      # [q ; read] (B, 2C, h, w), s (B, N, h, w), w (B, N, h, w)
     "The inside of Eq 5: the unit feature beside its weighted mean of memory rows."
     q = normalise(f)                                                  # (B, C, h, w)
-    s = cosines(q, mem)                                               # (B, N, h, w)
+    s = torch.einsum('nc,bchw->bnhw', mem, q)                         # (B, N, h, w), the cosines
     w = read_weights(s, tau, noise)
     return torch.cat([q, torch.einsum('nc,bnhw->bchw', mem, w)], 1), s, w
 

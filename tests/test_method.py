@@ -30,7 +30,7 @@ def toy():
 
 def test_names_of_classes_do_not_matter(toy):
     f, mem, y, y1h = toy
-    s = cosines(normalise(f), mem)
+    s = cosines(f, mem)
     assert_close(init_memory([(f, y1h[:, ORDER])])[0], init_memory([(f, y1h)])[0][ORDER])
     means = class_means(normalise(f), y1h), class_means(normalise(f), y1h[:, ORDER])
     assert_close(update(mem[ORDER], *means[1]), update(mem, *means[0])[ORDER])
@@ -51,7 +51,7 @@ def test_batches_and_ignored_images_do_not_matter_to_the_first_memory(toy):
 
 def test_wrong_input_is_refused_in_one_line(toy):
     f, mem, y, y1h = toy
-    s = cosines(normalise(f), mem)
+    s = cosines(f, mem)
     for wrong, word in ((lambda: one_hot(y + 33, 19, (2, 2)), "recode"), (lambda: one_hot(y, 5, (2, 2), "nearest"), "nearest"),
                         (lambda: init_memory([(f, torch.zeros_like(y1h))]), "no labelled pixel"),
                         (lambda: Updater(8, "unit"), "unit"), (lambda: Fusion(8, "sum"), "sum"),
