@@ -8,7 +8,8 @@ __all__ = ['LAB_METHODS', 'LAB', 'RECIPES', 'PAPER_RECIPES', 'TUNING', 'RATES', 
            'open_lab', 'spread', 'GridEncoder', 'ThumbEncoder', 'small_network', 'lab_batches', 'fill_memory',
            'half_cosine', 'grid_miou', 'score_lab', 'means_of', 'LabRun', 'memory_plane', 'draw_curves',
            'draw_memory_path', 'race_figure', 'lab_controls', 'race_runs', 'next_turn', 'LiveLab', 'LabJob', 'run_job',
-           'lab_lines', 'finish_job', 'rate_table', 'best_rate', 'run_study', 'lab_frame', 'lab_pairs', 'plot_gains']
+           'lab_lines', 'add_line', 'finish_job', 'rate_table', 'best_rate', 'run_study', 'lab_frame', 'lab_pairs',
+           'plot_gains']
 
 # %% ../nbs/27_laboratory.ipynb #0004
 import asyncio, functools, inspect, io, json, math, time
@@ -593,6 +594,16 @@ def lab_lines(
         except ValueError: pass
     return found
 
+# %% ../nbs/27_laboratory.ipynb #0072a
+def add_line(
+    path, # file of a study, perhaps not there yet
+    line, # dict
+):
+    "Add a line; one that was cut off in the middle is closed first."
+    text = Path(path).read_text(encoding="utf-8") if Path(path).exists() else ""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write("\n" * (bool(text) and text[-1] != "\n") + json.dumps(line) + "\n")
+
 # %% ../nbs/27_laboratory.ipynb #0073
 def finish_job(
     lab,  # Lab
@@ -603,9 +614,7 @@ def finish_job(
     for line in lab_lines(path):
         if line["job"] == job.model_dump(): return line
     line = run_job(lab, job)
-    text = Path(path).read_text(encoding="utf-8") if Path(path).exists() else ""
-    with open(path, "a", encoding="utf-8") as file:
-        file.write("\n" * (bool(text) and text[-1] != "\n") + json.dumps(line) + "\n")
+    add_line(path, line)
     return line
 
 # %% ../nbs/27_laboratory.ipynb #0075

@@ -8,7 +8,7 @@ __all__ = ['HELD_OUT', 'OPEN_METHODS', 'class_gaussians', 'mahalanobis', 'smooth
            'reliability', 'calibration_error', 'judge', 'open_study', 'open_frame', 'beats', 'find_pixels']
 
 # %% ../nbs/54_open_set.ipynb #0003
-import json, time
+import time
 from dataclasses import replace
 from pathlib import Path
 import matplotlib.pyplot as plt
@@ -20,7 +20,7 @@ from .data import to_tensor
 from .encoders import build_backbone, colours
 from .evaluation import LOGIT_SCORES, SCORES, unknown_map, unknown_score
 from .labels import CLASSES, FULL, IGNORE
-from .laboratory import LAB_METHODS, LabRun, LabSet, in_units, lab_lines, look_once
+from .laboratory import LAB_METHODS, LabRun, LabSet, add_line, in_units, lab_lines, look_once
 from .memory_init import init_memory, normalise, one_hot
 from .memory_read import cosines
 from .plan import Protocol, class_ids
@@ -284,7 +284,7 @@ def open_study(
         sets, started = sets or open_sets(lab), time.time()
         line = judge(train_open(lab, job), lab, sets, job)
         line |= dict(seconds=round(time.time() - started, 1), torch=torch.__version__)
-        with open(path, "a", encoding="utf-8") as file: file.write(json.dumps(line) + "\n")
+        add_line(path, line)
         print(f"{job.method}, without {job.without or 'nothing'}, seed {job.seed}: {line['seconds']} s", flush=True)
 
 # %% ../nbs/54_open_set.ipynb #0045
