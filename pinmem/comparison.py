@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 import numpy as np, pandas as pd
 from matplotlib.figure import Figure
-from .compare import make_cells, run_cells, train_cell
+from .compare import make_cells, read_rows, run_cells, train_cell
 from .evaluation import bootstrap, interval
 from .plots import PALETTE
 from .streets import STYLES, UNSEEN
