@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['variant_of', 'variants_in', 'score_of', 'seed_scores', 'domains_of', 'seed_difference', 'interval_text', 'lost_seeds',
-           'comparison_table', 'time_table', 'class_differences', 'class_table', 'choose_setting', 'chosen_rows',
-           'panel', 'difference_figure', 'seed_figure', 'time_figure', 'class_figure', 'lost_cells', 'write_comparison',
-           'compare']
+           'comparison_table', 'time_table', 'finished_rows', 'gain_text', 'gains_table', 'study_table',
+           'class_differences', 'class_table', 'choose_setting', 'chosen_rows', 'panel', 'difference_figure',
+           'seed_figure', 'time_figure', 'class_figure', 'lost_cells', 'write_comparison', 'compare']
 
 # %% ../nbs/47_comparison.ipynb #0003
 import json
@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 import numpy as np, pandas as pd
 from matplotlib.figure import Figure
-from .compare import make_cells, run_cells, train_cell
+from .compare import make_cells, read_rows, run_cells, train_cell
 from .evaluation import bootstrap, interval
 from .plots import PALETTE
 from .streets import STYLES, UNSEEN
@@ -131,6 +131,58 @@ def time_table(
               *(seed_scores(rows, name, d).mean() for d in ("source validation", "unseen styles"))] for name in names]
     frame = pd.DataFrame(found, names, ["minutes", "source val.", "unseen styles"]).rename_axis("one training", axis=1)
     return frame.to_string(na_rep="–", float_format="{:.1f}".format)
+
+# %% ../nbs/47_comparison.ipynb #gt01
+def finished_rows(
+    path,  # file of JSON lines
+):         # -> list of rows
+    "The trainings of a results file that came to their end."
+    return [r for r in read_rows(path)[0] if r["status"] == "done"]
+
+# %% ../nbs/47_comparison.ipynb #gt02
+def gain_text(
+    rows,        # list of rows
+    ours, base,  # variants
+    domain,      # see `score_of`
+):               # -> text, 24 wide
+    "What a variant gains on another, seed by seed, with Student's interval."
+    d = seed_difference(seed_scores(rows, ours, domain), seed_scores(rows, base, domain))
+    return f"{'not run':>24}" if d is None else f"{d['mean']:+6.1f} {interval_text(*d['t'])}"
+
+# %% ../nbs/47_comparison.ipynb #gt03
+def gains_table(
+    rows,        # list of rows
+    pairs,       # list of (ours, base) or (ours, base, words for the line)
+    paper=None,  # dict: method -> published mean, or None: no such column
+):               # -> text
+    "One line for each pair: points of mIoU that the first gains on the second."
+    wheres, wide = ("unseen styles", "camvid/test"), 2 + max(len("".join(w) or a + " - " + b) for a, b, *w in pairs)
+    lines = [f"{'points of mIoU':<{wide}}{'unseen styles':^24}{'camvid/test':^28}" + ("" if paper is None else "   paper")]
+    for a, b, *words in pairs:
+        line = f"{''.join(words) or a + ' - ' + b:<{wide}}" + "  ".join(gain_text(rows, a, b, where) for where in wheres)
+        if paper is not None: line += f"{paper[a] - paper[b]:+10.1f}" if {a, b} <= {*paper} else f"{'–':>10}"
+        lines.append(line)
+    return "\n".join(line.rstrip() for line in lines)
+
+# %% ../nbs/47_comparison.ipynb #gt04
+def study_table(
+    rows,   # list of rows
+    names,  # dict: words -> variant
+    pairs,  # list of (words, words)
+):          # -> text
+    "Levels of the variants by the words they are given, then what the first of each pair gains on the second."
+    wheres = "source validation", "unseen styles", "camvid/test"
+    wide = 2 + max(*map(len, names), *(len(a) + len(b) + 3 for a, b in pairs))
+    lines = [f"{'mIoU':<{wide}}" + "".join(f"{where:^26}" for where in wheres) + "seeds"]
+    for words, name in names.items():
+        found = [seed_scores(rows, name, where) for where in wheres]
+        lines.append(f"{words:<{wide}}" + "".join(f"{values.mean():^26.1f}" for values in found) + f"{len(found[0]):5}")
+    lines += ["", "points of mIoU, seed by seed"]
+    for a, b in pairs:
+        seeds = [set(seed_scores(rows, names[words], wheres[0]).index) for words in (a, b)]
+        gains = "  ".join(gain_text(rows, names[a], names[b], where) for where in wheres)
+        lines.append(f"{f'{a} - {b}':<{wide}}{gains}{len(set.intersection(*seeds)):7}")
+    return "\n".join(lines)
 
 # %% ../nbs/47_comparison.ipynb #0027
 def class_differences(
