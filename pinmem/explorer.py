@@ -632,7 +632,7 @@ const doubts = (into, d, changed) => {                 // two controls; gives wh
     const u = ask ? Array.from({length: rows * cols}, (_, c) => ask(cell(s, c), cell(w, c), tau)) : d.logits;
     const low = Math.min(...u), high = Math.max(...u), cut = (1 - t) * low + t * high, above = cut.toFixed(2);
     const share = (100 * u.filter(v => v > cut).length / u.length).toFixed(0);
-    text.textContent = `threshold ${above}: ${share} % lie above, in orange`;
+    text.textContent = `threshold ${above}; orange: ${share}\u00a0% of the picture`;
     slider.setAttribute("aria-valuetext", `${above}, ${share} % lie above`);
     const colour = i => u[i] > cut ? [230, 159, 0] : viridis((u[i] - low) / (high - low || 1));
     return {title: `unknown by ${which.value}${ask ? "" : `, τ = ${d.tau}`}`, href: paint(cols, rows, colour), said: (x, y) =>
