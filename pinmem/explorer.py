@@ -4,22 +4,24 @@
 
 # %% auto #0
 __all__ = ['SHARP', 'PANEL', 'GAP', 'HEAD', 'POINT', 'NO_POINTING', 'TOUCH_STYLE', 'TOUCH_TOOLS', 'TOUCH_START', 'TOUCH_READ',
-           'TOUCH_BARS', 'EXPLORER_SCRIPT', 'STEPPER_SCRIPT', 'WIPER_SCRIPT', 'letters', 'Sheet', 'panel_size',
-           'places', 'pixel_at', 'viridis', 'mark', 'unknown_part', 'unknown_panel', 'unknown_words', 'panels',
-           'longest', 'bars', 'words', 'soon', 'Latest', 'pointer_class', 'picture_widget', 'put', 'explorer_controls',
-           'spoken', 'instrument_box', 'Explorer', 'pack_numbers', 'pack_runs', 'picture_uri', 'touchable',
-           'marked_svg', 'touch_explorer', 'stepper', 'wiper']
+           'TOUCH_BARS', 'TOUCH_UNKNOWN', 'EXPLORER_SCRIPT', 'STEPPER_SCRIPT', 'WIPER_SCRIPT', 'letters', 'Sheet',
+           'panel_size', 'places', 'pixel_at', 'viridis', 'mark', 'unknown_part', 'unknown_panel', 'unknown_words',
+           'panels', 'longest', 'bars', 'words', 'soon', 'Latest', 'pointer_class', 'picture_widget', 'put',
+           'explorer_controls', 'spoken', 'instrument_box', 'Explorer', 'pack_numbers', 'pack_runs', 'picture_uri',
+           'touchable', 'marked_svg', 'coarse_view', 'touch_explorer', 'stepper', 'wiper']
 
 # %% ../nbs/43_explorer.ipynb #0003
 import asyncio, base64, functools, html, io, json
+from dataclasses import replace
 from pathlib import Path
 import ipywidgets as widgets
 import matplotlib, numpy as np
 from matplotlib import font_manager
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from .desk import Desk, State, View, open_picture
-from .evaluation import SCORES, unknown_score
+from .evaluation import LOGIT_SCORES, SCORES, check_score, unknown_score
 from .labels import CLASSES, COLOURS, IGNORE, colourise
 from .plots import BLUE, INK, ORANGE, PALE, overlay, png_bytes
 from .streets import STYLES
@@ -125,7 +127,7 @@ def unknown_part(view: View):  # scores (H, W) or (h, w), threshold in their uni
     z, s = (None if v is None else torch.from_numpy(v)[None] for v in (t.z, t.s))
     try: found = unknown_score(state.score, z, s, view.tau)[0].numpy()
     except ValueError: return None                                    # asks a memory where there is none
-    return found, found.min() + state.threshold * (found.max() - found.min())
+    return found, (1 - state.threshold) * found.min() + state.threshold * found.max()
 
 # %% ../nbs/43_explorer.ipynb #un03
 def unknown_panel(view: View):  # title, (H, W, 3) uint8; None as of `unknown_part`
@@ -452,7 +454,8 @@ TOUCH_STYLE = r'''
 .touch-panels, .touch-halves { display: grid; gap: 10px 14px; align-items: start }
 .touch-panels { grid-template-columns: 1fr 1fr; margin-bottom: 10px }
 .touch-panels > div > div { display: flex; align-items: flex-end; min-height: 2.8em }
-.touch-panels + div { min-height: 6.5em }
+.touch-panels > :last-child:nth-child(odd) { grid-column: 1 / -1 }
+.touch-panels + div { min-height: 9em }
 .touch-halves { grid-template-columns: repeat(auto-fit, minmax(min(100%, 300px), 1fr)) }
 .touch table.touch-bars { display: table; table-layout: auto; width: 100%; border: 0; border-collapse: collapse;
   font-size: 13px }
@@ -494,6 +497,10 @@ const unroll = (text, size) => {                       // pairs (class, how many
   const out = new Uint8Array(size), pairs = bytes(text);
   for (let i = 0, at = 0; i < pairs.length; i += 2) out.fill(pairs[i], at, at += pairs[i + 1]);
   return out;
+};
+const numbers = ([text, low, step]) => {               // two bytes each, low byte first
+  const raw = bytes(text);
+  return Float64Array.from({length: raw.length / 2}, (_, i) => low + step * (raw[2 * i] + 256 * raw[2 * i + 1]));
 };
 const paint = (w, h, colour) => {                      // colour(i): [red, green, blue] of pixel i; gives a data URI
   const canvas = set(document.createElement("canvas"), {width: w, height: h}), pen = canvas.getContext("2d");
@@ -604,16 +611,47 @@ const bars = (into, d) => {                            // a row for each class; 
 };
 '''
 
+# %% ../nbs/43_explorer.ipynb #t011g
+TOUCH_UNKNOWN = r'''
+const asking = {                                       // how unknown a cell is: its cosines s, its weights w
+  "cosine": s => 1 - Math.max(...s),
+  "read-entropy": (s, w) => w.reduce((sum, v) => v ? sum - v * Math.log(v) : sum, 0) / Math.log(w.length),
+  "read-energy": (s, w, tau) => tau * Math.log(Math.max(...w)) - Math.max(...s)
+};
+const doubts = (into, d, changed) => {                 // two controls; gives what makes the map
+  const label = how => make("label", into, how), range = {type: "range", min: 0, max: 1, step: .01};
+  const which = make("select", label({textContent: "unknown by "})), over = label(), text = make("span", over);
+  const [W, H] = d.size;
+  for (const name of [d.stored, ...Object.keys(asking)]) make("option", which, {textContent: name, value: name});
+  const slider = make("input", over, {...range, value: d.threshold});
+  which.value = d.score;
+  which.oninput = slider.oninput = changed;
+  return (s, w, tau) => {                              // cosines, weights, temperature
+    const ask = asking[which.value], [rows, cols] = ask ? d.grid : d.coarse, t = +slider.value;
+    const cell = (v, c) => d.names.map((_, n) => v[n * rows * cols + c]);
+    const u = ask ? Array.from({length: rows * cols}, (_, c) => ask(cell(s, c), cell(w, c), tau)) : d.logits;
+    const low = Math.min(...u), high = Math.max(...u), cut = (1 - t) * low + t * high, above = cut.toFixed(2);
+    const share = (100 * u.filter(v => v > cut).length / u.length).toFixed(0);
+    text.textContent = `threshold ${above}; orange: ${share}\u00a0% of the picture`;
+    slider.setAttribute("aria-valuetext", `${above}, ${share} % lie above`);
+    const colour = i => u[i] > cut ? [230, 159, 0] : viridis((u[i] - low) / (high - low || 1));
+    return {title: `unknown by ${which.value}${ask ? "" : `, τ = ${d.tau}`}`, href: paint(cols, rows, colour), said: (x, y) =>
+      `Unknown by ${which.value}: ${u[Math.floor(y * rows / H) * cols + Math.floor(x * cols / W)].toFixed(2)} at the pixel, ` +
+      `${low.toFixed(2)} to ${high.toFixed(2)} in the picture; ${share} % lie above ${above}.`};
+  };
+};
+'''
+
 # %% ../nbs/43_explorer.ipynb #t011e
 EXPLORER_SCRIPT = r'''
 function explorer(root, d) {
-  const [W, H] = d.size, [rows, cols] = d.grid, cells = rows * cols, N = d.names.length, raw = bytes(d.cosines);
-  const s = Float64Array.from({length: N * cells}, (_, i) => d.low + d.step * (raw[2 * i] + 256 * raw[2 * i + 1]));
+  const [W, H] = d.size, [rows, cols] = d.grid, cells = rows * cols, N = d.names.length, s = numbers(d.cosines);
   const pred = unroll(d.pred, W * H), truth = d.truth && unroll(d.truth, W * H), w = new Float64Array(N * cells);
   const said = n => n === null ? "unknown" : d.names[n] ?? "not labelled", first = root.querySelector("svg");
   const status = root.querySelector("[role=status]"), halves = make("div", root, {className: "touch-halves"});
   const left = make("div", halves), panels = make("div", left, {className: "touch-panels"});
   const right = make("div", halves);
+  d.logits = numbers(d.logits);
   let {x, y, tau} = d, cls = -1;
   const point = (u, v) => {
     [x, y] = [between(Math.floor(u * W), 0, W - 1), between(Math.floor(v * H), 0, H - 1)];
@@ -629,7 +667,8 @@ function explorer(root, d) {
   const [, picture] = panel("picture");
   panel(`prediction, τ = ${d.trained}`, paint(W, H, i => d.colours[pred[i]]));
   if (truth) panel("truth", paint(W, H, i => d.colours[truth[i]] ?? [0, 0, 0]));
-  const [title, map] = panel("", "");
+  const [title, map] = panel("", ""), [doubt, dark] = panel("", "");
+  const unknown = doubts(make("div", panels), d, () => show());
   first.remove();
   left.append(status);
   set(picture, {tabindex: 0, role: "application",
@@ -663,10 +702,15 @@ function explorer(root, d) {
     title.textContent = `weight of ${d.names[chosen]}, 0 to ${top.toFixed(2)}`;
     set(map, {"aria-label": title.textContent});
     set(map.querySelector("image"), {href: paint(cols, rows, i => viridis(w[chosen * cells + i] / top))});
+    const found = unknown(s, w, tau);
+    doubt.textContent = found.title;
+    set(dark, {"aria-label": found.title});
+    set(dark.querySelector("image"), {href: found.href});
     fill({x, y, t, p, chosen}, n => w[here(n)], n => s[here(n)]);
     const three = (v, ns, digits) => ns.slice(0, 3).map(n => `${d.names[n]} ${v[here(n)].toFixed(digits)}`).join(", ");
     const lines = [`Pixel (${x}, ${y}): truth ${said(t)}, prediction ${said(p)}.`,
-      `Nearest rows (cosine): ${three(s, near, 2)}. Largest weights: ${three(w, strong, 3)}.`];
+      `Nearest rows (cosine): ${three(s, near, 2)}. Largest weights: ${three(w, strong, 3)}.`,
+      found.said(x, y)];
     lines.forEach((textContent, i) => set(status.children[i], {textContent}));
   }
   soften(); show();
@@ -686,18 +730,37 @@ def marked_svg(view: View):  # HTML
     return (f'<svg viewBox="0 0 {W} {H}" role="img" aria-label="{alt}"><image width="{W}" height="{H}" '
             f'preserveAspectRatio="none" href="{picture_uri(view.image)}"/>{marks}</svg>')
 
+# %% ../nbs/43_explorer.ipynb #t012b
+def coarse_view(
+    view: View,
+    most=64,  # blocks in the longer side
+):            # View whose logits are means over blocks
+    "The view as a page can keep it: a score is chosen, and the logits are coarse."
+    view = view._replace(state=replace(view.state, score=view.state.score or 'cosine'))
+    check_score(view.state.score, True)
+    if not 0 <= view.state.threshold <= 1: raise ValueError(
+        f'threshold is {view.state.threshold:g}; expected a share of the range of the score, give a number from 0 to 1')
+    z, k = torch.from_numpy(view.thought.z), -(-max(view.thought.pred.shape) // most)
+    size = [-(-n // k) for n in z.shape[1:]]
+    return view._replace(thought=view.thought._replace(z=F.adaptive_avg_pool2d(z, size).numpy()))
+
 # %% ../nbs/43_explorer.ipynb #t013
 def touch_explorer(view: View):  # HTML
-    "Eq 4 at any pixel of one picture, at any temperature, in any browser."
+    "Eq 4 at any pixel of one picture, at any temperature, and where the unknown begins, in any browser."
     if view.thought.s is None: raise ValueError(f'{view.state.method} has no memory and so no weights to point at; '
                                                 'expected a network with a memory, choose another one')
-    (text, low, step), truth = pack_numbers(view.thought.s.astype(np.float64)), view.truth
+    view = coarse_view(view)
+    state, truth = view.state, view.truth
+    stored = state.score if state.score in LOGIT_SCORES else 'logit'
+    logits, _ = unknown_part(view._replace(state=replace(state, score=stored)))
     data = dict(size=view.image.shape[1::-1], grid=view.thought.s.shape[1:], x=view.pixel.x, y=view.pixel.y,
-                tau=view.state.tau, trained=view.tau, names=CLASSES, colours=COLOURS.tolist(), cosines=text,
-                low=low, step=step, pred=pack_runs(view.trained), truth=None if truth is None else pack_runs(truth))
-    said = ''.join(f'<p>{html.escape(line)}</p>' for line in words(view)[:2])
-    return touchable('explorer', TOUCH_READ + TOUCH_BARS + EXPLORER_SCRIPT,
-                     f'{marked_svg(view)}<div role="status" aria-live="polite">{said}</div>', data)
+                tau=state.tau, trained=view.tau, names=CLASSES, colours=COLOURS.tolist(),
+                cosines=pack_numbers(view.thought.s.astype(np.float64)), pred=pack_runs(view.trained),
+                truth=None if truth is None else pack_runs(truth), score=state.score, threshold=state.threshold,
+                stored=stored, coarse=logits.shape, logits=pack_numbers(logits.astype(np.float64)))
+    said = ''.join(f'<p>{html.escape(line)}</p>' for line in words(view)[:2] + unknown_words(view))
+    return touchable('explorer', TOUCH_READ + TOUCH_BARS + TOUCH_UNKNOWN + EXPLORER_SCRIPT,
+                     f'{marked_svg(view)}<div role="status" aria-live="polite" aria-atomic="false">{said}</div>', data)
 
 # %% ../nbs/43_explorer.ipynb #t016s
 STEPPER_SCRIPT = r'''

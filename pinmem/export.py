@@ -69,6 +69,7 @@ def for_file(
 ):          # -> a copy that answers alike
     "What goes into a file: only what answers, in float32, its memory a constant, every size a simple formula."
     net = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
+    net = net.to(memory_format=torch.contiguous_format)               # as a file stores it; a run has channels last
     net.updater = net.classifier = net.aux = None                     # they only ever learn
     net.precision = net.encoder.precision = "float32"
     backbone = net.encoder.backbone

@@ -1,5 +1,6 @@
 """Files that answer like their network, folders that others load, and predictions on thousands of pictures."""
 import configparser
+import copy
 import json
 import re
 import shutil
@@ -15,7 +16,8 @@ from PIL import Image
 import pinmem.export as exporting
 from helpers import ROOT, complaint
 from pinmem.cli import main
-from pinmem.export import MemoryNet, export, for_file, read_export, smallest, to_program
+from pinmem.export import (MemoryNet, export, for_file, read_export, read_program, smallest, to_program,
+                           write_program)
 from pinmem.labels import CLASSES, COLOURS
 from pinmem.normalisation import build_network
 from pinmem.runs import Run, predict_many, train
@@ -134,6 +136,16 @@ def test_every_kind_of_network(how):
 def test_only_what_answers_goes_into_a_file(run):
     kept = {name.split(".")[0] for name in for_file(run.model).state_dict()}
     assert kept == {"encoder", "decoder", "mem"} and run.model.updater is not None
+
+
+def test_a_program_is_written_without_a_warning(tiny, tmp_path, recwarn):
+    "A run trains with channels last; of such weights PyTorch says that none of them is complete."
+    model = copy.deepcopy(tiny.model).to(memory_format=torch.channels_last)
+    assert not all(v.is_contiguous() for v in model.state_dict().values())
+    write_program(to_program(model), {"a": 1}, tmp_path / "net.pt2")
+    x = torch.rand(1, 3, 70, 90)
+    assert (read_program(tmp_path / "net.pt2")[0](x) - model.predict(x, 0.0)).abs().max() < 1e-4
+    assert not [str(w.message) for w in recwarn if "complete tensor" in str(w.message)]
 
 
 # ------------------------------------------------------------------------------------------ what is refused

@@ -4,6 +4,7 @@ import importlib.util
 import io
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from PIL import Image
 from test_browser import CHROMIUM, PATIENCE, SMALL, Page, browser, give_up  # noqa: F401, the fixture
 
 from pinmem.desk import Desk, State, probe
-from pinmem.explorer import (longest, pack_numbers, pack_runs, picture_uri, stepper, touch_explorer, touchable,
-                             wiper, words)
+from pinmem.evaluation import LOGIT_SCORES, ROW_SCORES
+from pinmem.explorer import (coarse_view, longest, pack_numbers, pack_runs, picture_uri, stepper, touch_explorer, touchable,
+                             unknown_part, unknown_words, wiper, words)
 from pinmem.labels import CLASSES, IGNORE, colourise
 from pinmem.memory_read import read_weights
 from pinmem.model import build_model
@@ -49,18 +51,29 @@ def figure(view): return touch_explorer(view)
 @pytest.fixture(scope="module")
 def cosines(figure, view):
     "As a browser has them."
-    return unpack_numbers(*(facts(figure)[k] for k in ("cosines", "low", "step"))).reshape(view.thought.s.shape)
+    return unpack_numbers(*facts(figure)["cosines"]).reshape(view.thought.s.shape)
 
 
 def test_the_page_holds_what_was_computed(figure, view, cosines):
     data = facts(figure)
-    assert abs(cosines - view.thought.s).max() <= 0.51 * data["step"] < 2e-5
+    assert abs(cosines - view.thought.s).max() <= 0.51 * data["cosines"][2] < 2e-5
     for name, mask in (("pred", view.trained), ("truth", view.truth)):
         assert np.array_equal(unpack_runs(data[name]), mask.ravel())
     assert data["size"] == [256, 128] and data["grid"] == list(view.thought.s.shape[1:]) and data["names"] == CLASSES
     assert facts(touch_explorer(view._replace(truth=None)))["truth"] is None
     picture = np.array(Image.open(io.BytesIO(base64.b64decode(re.search('href="data:image/jpeg;base64,([^"]*)', figure)[1]))))
     assert abs(picture.astype(int) - view.image).mean() < 4
+    assert (data["score"], data["threshold"], data["stored"], data["coarse"]) == ("cosine", 0.5, "logit", [32, 64])
+    blocks = view.thought.z.reshape(19, 32, 4, 64, 4).mean((2, 4))
+    assert np.allclose(unpack_numbers(*data["logits"]), -blocks.max(0).ravel(), atol=0.51 * data["logits"][2] + 1e-6)
+
+
+@pytest.mark.parametrize("score", [*LOGIT_SCORES, *ROW_SCORES])
+def test_any_score_may_be_the_first(view, score):
+    chosen = view._replace(state=replace(view.state, score=score, threshold=0.25))
+    data, (found, _) = facts(touch_explorer(chosen)), unknown_part(coarse_view(chosen))
+    assert (data["score"], data["threshold"], data["stored"]) == (score, 0.25, score if score in LOGIT_SCORES else "logit")
+    if score in LOGIT_SCORES: assert np.allclose(unpack_numbers(*data["logits"]), found.ravel(), atol=data["logits"][2])
 
 
 def test_numbers_and_runs_of_every_kind():
@@ -100,6 +113,10 @@ def test_a_picture_file_stays_as_it_is():
 
 def test_what_cannot_be_shown_is_refused(desk):
     with pytest.raises(ValueError, match="bare has no memory"): touch_explorer(desk.view(State("bare")))
+    odd = lambda **how: touch_explorer(desk.view(State("filled", **how)))
+    for value in (-0.01, 1.01, float("nan")):
+        with pytest.raises(ValueError, match=f"threshold is {value:g}; expected a share"): odd(threshold=value)
+    with pytest.raises(ValueError, match="unknown score 'cosin'; did you mean 'cosine'"): odd(score="cosin")
     with pytest.raises(ValueError, match="2 pictures and 1 captions"): stepper([plain(0)] * 2, ["one"])
     with pytest.raises(ValueError, match="0 pictures"): stepper([], [])
 
@@ -137,7 +154,29 @@ class Touched(Page):
         rows = self.rows()
         assert [row[:3] for row in rows] == [[c + marks(n), f"{p.weights[n]:.3f}", f"{p.cosines[n]:.2f}"] for n, c in enumerate(CLASSES)]
         for row, weight in zip(rows, p.weights): assert float(row[3][:-1]) == pytest.approx(100 * weight / longest(p.weights), abs=1e-3)
-        assert self.page.locator("[data-touch=explorer] [role=status] p").all_inner_texts() == words(view._replace(pixel=p))[:2]
+        *said, last = self.page.locator("[data-touch=explorer] [role=status] p").all_inner_texts()
+        assert said == words(view._replace(pixel=p))[:2] and last.startswith("Unknown by ")
+
+    def doubts(self, view, cosines, tau, score, threshold):
+        "Are the map of the unknown, its share and its sentence those of Python?"
+        state = replace(view.state, score=score, threshold=threshold)
+        view = coarse_view(view._replace(state=state, thought=view.thought._replace(s=cosines), tau=tau))
+        found, cut = unknown_part(view)
+        sure, image = abs(found - cut) > 1e-4 * np.ptp(found), self.image(4).astype(int)
+        assert image.shape[:2] == found.shape and sure.mean() > 0.98
+        orange = (image == [230, 159, 0]).all(-1)
+        assert np.array_equal(orange[sure], (found > cut)[sure])
+        order = found[~orange].argsort()                                      # viridis: more green, more unknown
+        assert (np.diff(image[..., 1][~orange][order]) >= -1).all()
+        said = self.page.locator("[data-touch=explorer] [role=status] p").last.inner_text()
+        wanted, numbers = unknown_words(view)[0], lambda text: [float(v) for v in re.findall(r"-?\d+\.?\d*", text)]
+        assert re.sub(r"[-\d.]+", "", said) == re.sub(r"[-\d.]+", "", wanted)
+        steps = np.array([0.0101, 0.0101, 0.0101, 1.01, 0.0101])               # the last digit of each
+        assert (abs(np.subtract(numbers(said), numbers(wanted))) <= steps).all(), (said, wanted)
+        share, above = numbers(said)[3:]
+        assert abs(share - 100 * orange.mean()) <= 0.51
+        label = self.page.locator("[data-touch=explorer] label").nth(1).inner_text().strip()
+        assert label == f"threshold {above:.2f}; orange: {share:.0f}\u00a0% of the picture"
 
     def image(self, panel):
         "The picture of a panel, as pixels."
@@ -193,7 +232,7 @@ def test_explorer(page, desk, cosines, view):
     page.page.keyboard.press("Control+ArrowLeft")                             # the browser's own
     for _ in range(20): page.page.keyboard.press("Shift+ArrowUp")             # not out of the picture
     page.shows(at(x, 0), cosines, 0.1)
-    slider, label = page.page.locator("[data-touch=explorer] input"), page.page.locator("[data-touch=explorer] label").first
+    slider, label = page.page.locator("[data-touch=explorer] input").nth(1), page.page.locator("[data-touch=explorer] label").nth(2)
     assert label.inner_text().strip() == "temperature τ = 0.1, as in training"
     slider.focus()
     for key, tau, says in (("Home", 0.01, "τ = 0.01"), ("ArrowRight", 10**-1.99, "τ = 0.0102"), ("End", 10.0, "τ = 10")):
@@ -201,13 +240,45 @@ def test_explorer(page, desk, cosines, view):
         page.shows(at(x, 0), cosines, tau)
         assert label.inner_text().strip() == f"temperature {says}" and slider.get_attribute("aria-valuetext") == says
     page.page.keyboard.press("Home")
-    page.page.locator("[data-touch=explorer] select").select_option("car")    # the map
+    page.page.locator("[data-touch=explorer] select").nth(1).select_option("car")    # the map
     w = read_weights(torch.tensor(cosines)[None], 0.01)[0].numpy()
     green, car = page.image(3)[..., 1].ravel().astype(int), w[13].ravel()      # viridis: more green, more weight
     assert (np.diff(green[car.argsort()]) >= 0).all() and page.image(3).shape[:2] == w.shape[1:]
     assert abs(green.max() - np.interp(car.max() / w.max(), np.linspace(0, 1, 5), (1, 82, 145, 201, 231))) <= 1
     assert page.page.get_by_text(f"weight of car, 0 to {w.max():.2f}").is_visible()
     assert page.page.locator(".touch-chosen").inner_text().startswith("car")
+    page.page.reload()                                                        # as it was, for the next test
+
+
+@pytest.mark.browser
+def test_the_unknown(page, desk, cosines, view):
+    root = page.page.locator("[data-touch=explorer]")
+    which, (cut, warm) = root.locator("select").first, root.locator("input").all()
+    page.doubts(view, cosines, 0.1, "cosine", 0.5)                            # as stored
+    assert which.locator("option").all_inner_texts() == ["logit", *ROW_SCORES]
+    cut.focus()
+    for key, threshold in (("ArrowRight", 0.51), ("Home", 0.0), ("End", 1.0), ("ArrowLeft", 0.99), ("PageDown", 0.89)):
+        page.page.keyboard.press(key)
+        page.doubts(view, cosines, 0.1, "cosine", threshold)
+        text = root.locator("label").nth(1).inner_text()                      # what is seen is also spoken
+        assert re.findall(r"[-\d.]+", text) == re.findall(r"[-\d.]+", cut.get_attribute("aria-valuetext"))
+    for value, threshold in (("7", 1.0), ("-3", 0.0), ("0.3", 0.3), ("no number", 0.5)):   # out of range: the nearest end
+        cut.evaluate("(slider, value) => { slider.value = value; slider.dispatchEvent(new Event('input')) }", value)
+        page.doubts(view, cosines, 0.1, "cosine", threshold)
+    for score in ("read-entropy", "read-energy", "logit"):
+        which.select_option(score)
+        page.doubts(view, cosines, 0.1, score, 0.5)
+        page.press(4, 200, 20)                                                # in the map itself
+        page.shows(desk.view(State("filled", "town", 3, x=200, y=20)), cosines, 0.1)
+        page.doubts(desk.view(State("filled", "town", 3, x=200, y=20)), cosines, 0.1, score, 0.5)
+        page.press(0, 100, 70)
+    assert page.page.get_by_text("unknown by logit, τ = 0.1", exact=True).is_visible()
+    for value, tau in (("-2", 0.01), ("0", 1.0)):                             # two scores follow the temperature
+        warm.evaluate("(slider, value) => { slider.value = value; slider.dispatchEvent(new Event('input')) }", value)
+        for score in ("logit", *ROW_SCORES):
+            which.select_option(score)
+            page.doubts(view, cosines, tau, score, 0.5)
+    page.page.reload()
 
 
 @pytest.mark.browser
@@ -262,6 +333,11 @@ def test_on_a_phone_in_the_dark_with_a_finger(chromium, url, desk, cosines):
     said = phone.locator("[data-touch=explorer] [role=status] p").first.inner_text()
     x, y = map(int, re.findall(r"\d+", said)[:2])
     assert abs(x - 10) <= 2 and abs(y - 64) <= 2 and said == words(desk.view(State("filled", "town", 3, x=x, y=y)))[0]
+    cut = phone.locator("[data-touch=explorer] input").first
+    box = cut.bounding_box()
+    assert box["height"] >= 28 and box["width"] > 120
+    phone.touchscreen.tap(box["x"] + box["width"] * 0.8, box["y"] + box["height"] / 2)
+    assert 0.7 < float(cut.input_value()) < 0.9 and "% of the picture" in phone.locator("[data-touch=explorer] label").nth(1).inner_text()
     phone.close()
 
 
