@@ -82,6 +82,7 @@ def opened(
     "Whatever Pillow says of a broken file becomes one line."
     try:
         with Image.open(path) as im: yield im
+    except MemoryError: raise  # the file is not to blame
     except Exception as e:  # a damaged file makes Pillow raise almost anything
         raise ValueError(f'{path}: cannot be read ({e}); expected a complete {kind}, copy or save it again') from None
 
@@ -181,9 +182,10 @@ class Photos:
         readers,      # list of (key, function without arguments -> (H, W, 3) uint8)
         passed=(),    # label files beside the pictures, which are not looked at
         height=None,  # shrink taller pictures to this height, pixels
+        room=5e8,     # bytes of decoded pictures to keep; those beyond are decoded whenever they are asked for
     ):
         self.readers, self.passed, self.height = list(readers), list(passed), height
-        self.picture = functools.lru_cache(1000)(self.read)           # small sets are decoded once
+        self.kept, self.room = {}, room
 
     def __len__(self): return len(self.readers)
     def key(self, i): return self.readers[i][0]
@@ -196,6 +198,14 @@ class Photos:
         if min(image.size) < 16: raise ValueError(
             f'{self.key(i)}: {image.width}x{image.height} pixels; expected 16 or more on each side, leave it out')
         return np.array(image)
+
+    def picture(self, i): # (h, w, 3) uint8, decoded once while there is room
+        if i in self.kept: return self.kept[i]
+        image = self.read(i)
+        if image.nbytes <= self.room:
+            self.kept[i] = image
+            self.room -= image.nbytes
+        return image
 
     def __getitem__(self, i):
         image = self.picture(i)

@@ -1,8 +1,10 @@
 """Training at size: presets of the paper, bf16, recomputation, states, workers, memory that runs out. All on tiny networks."""
 import json
 import os
+import subprocess
 import sys
 import types
+import weakref
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from torch.testing import assert_close
 from pinmem import cli
 from pinmem.algorithms import sides
 from pinmem.at_size import Forecast, compute_in, recompute_encoder
-from pinmem.data import PHOTOMETRIC, DomainBatches, FolderDomain, in_processes, virtual_domains
+from pinmem.data import PHOTOMETRIC, DomainBatches, FolderDomain, Photos, in_processes, virtual_domains
 from pinmem.meta_step import meta_gradients
 from pinmem.model import build_model
 from pinmem.normalisation import build_network
@@ -302,6 +304,55 @@ def test_batches_are_the_same_from_any_number_of_processes(folder):
         stream.close()
         assert len(list(make(n).stream(7, 9))) == 2
     assert torch.equal(torch.get_rng_state(), state), "nobody else's random numbers"
+
+
+STREAM = """
+import functools, resource, sys
+from pinmem.data import DomainBatches, FolderDomain
+domain = FolderDomain(sys.argv[1])
+if sys.argv[2] == "kept": domain.read = functools.cache(domain.read)
+batches = DomainBatches([domain], 4, (64, 32), workers=0)
+batches.batch(0)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 64_000_000,) * 2)
+print(len([t for t, _ in enumerate(batches.stream(1, 81))]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the memory of a process as Linux does")
+@pytest.mark.parametrize("way", ["streamed", "kept"])
+def test_a_folder_larger_than_memory_is_streamed(way, tmp_path):
+    "A process that may take 64 MB more reads 168 MB of pictures, twice; one that keeps them runs out of memory."
+    for part, mode in (("images", "RGB"), ("labels", "L")):
+        (tmp_path / part).mkdir()
+        for i in range(160): Image.new(mode, (512, 512), 0).save(tmp_path / part / f"{i}.png")
+    words = [sys.executable, "-c", STREAM, str(tmp_path), way]
+    done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    if way == "streamed": assert done.stdout.split() == ["80"], done.stderr
+    else: assert done.returncode and not done.stdout and "MemoryError" in done.stderr, "the limit is one"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_no_picture_and_no_batch_is_kept(workers, folder):
+    "Alive at any time: what the threads are busy with and what waits, however long the stream."
+    domain, read, given, most = FolderDomain(folder), [], [], 0
+    def note(i, once=domain.read):
+        pair = once(i)
+        read.append(weakref.ref(pair[0]))
+        return pair
+    domain.read = note
+    for (x, y), in DomainBatches([domain], 2, (64, 32), workers=workers).stream(0, 40):
+        given.append(weakref.ref(x))
+        most = max(most, sum(ref() is not None for ref in read + given))
+    assert len(read) == 80 and most <= 2 * workers + 4, most
+
+
+def test_photos_are_kept_while_there_is_room():
+    asked = []
+    def reader(i): return str(i), lambda: asked.append(i) or np.full((20, 40, 3), i, np.uint8)
+    photos = Photos(map(reader, range(5)), room=2 * 20 * 40 * 3 + 10)
+    for _ in range(3): assert [int(photos[i][0][0, 0, 0]) for i in range(5)] == list(range(5))
+    assert sorted(photos.kept) == [0, 1] and asked == [0, 1, 2, 3, 4, 2, 3, 4, 2, 3, 4]
 
 
 def test_a_broken_file_in_a_process_is_one_line(folder):
