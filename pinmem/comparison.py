@@ -157,9 +157,10 @@ def gains_table(
 ):               # -> text
     "One line for each pair: points of mIoU that the first gains on the second."
     wheres, wide = ("unseen styles", "camvid/test"), 2 + max(len("".join(w) or a + " - " + b) for a, b, *w in pairs)
-    lines = [f"{'points of mIoU':<{wide}}{'unseen styles':^24}{'camvid/test':^28}" + ("" if paper is None else "   paper")]
+    lines = [f"{'points of mIoU':<{wide}}{'unseen styles':^24}{'camvid/test':^28}{'' if paper is None else '   paper'}"]
     for a, b, *words in pairs:
-        line = f"{''.join(words) or a + ' - ' + b:<{wide}}" + "  ".join(gain_text(rows, a, b, where) for where in wheres)
+        gains = "  ".join(gain_text(rows, a, b, where) for where in wheres)
+        line = f"{''.join(words) or a + ' - ' + b:<{wide}}{gains}"
         if paper is not None: line += f"{paper[a] - paper[b]:+10.1f}" if {a, b} <= {*paper} else f"{'–':>10}"
         lines.append(line)
     return "\n".join(line.rstrip() for line in lines)
