@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -39,13 +40,20 @@ def tiny(tmp_path_factory):
     return Run.open(train(out=tmp_path_factory.mktemp("tiny") / "run", **SMALL, **TINY).folder, "cpu")
 
 
+@pytest.fixture(scope="module")
+def written(run, tmp_path_factory):
+    "Function: form -> its file, written by the command, once: a graph of ONNX takes half a minute."
+    @cache
+    def written(form):
+        out = tmp_path_factory.mktemp(form) / {"onnx": "net.onnx", "torch": "net.pt2"}[form]
+        assert main(["export", str(run.folder), "--to", form, "--out", str(out)]) == 0
+        assert [path.name for path in out.parent.iterdir()] == [out.name]
+        return out
+    return written
+
+
 @pytest.fixture(scope="module", params=["onnx", "torch"])
-def file(request, run, tmp_path_factory):
-    "The file, written by the command."
-    out = tmp_path_factory.mktemp(request.param) / {"onnx": "net.onnx", "torch": "net.pt2"}[request.param]
-    assert main(["export", str(run.folder), "--to", request.param, "--out", str(out)]) == 0
-    assert [path.name for path in out.parent.iterdir()] == [out.name]
-    return out
+def file(request, written): return written(request.param)
 
 
 def refused(capsys, *words):
@@ -101,13 +109,13 @@ def test_a_picture_of_one_pixel(file, run, tmp_path, capsys):
     assert Image.open(tmp_path / "out" / "dot_mask.png").size == (1, 1)
 
 
-def test_onnx_without_torch(run, tmp_path):
+def test_onnx_without_torch(run, written, tmp_path):
     "What the notebook shows: numpy, Pillow and onnxruntime are enough."
     code = next("".join(c["source"]) for c in json.loads((ROOT / "nbs/39_export.ipynb").read_text(encoding="utf-8"))["cells"]
                 if "torch" in "".join(c["source"]) and "program = '''" in "".join(c["source"]))
     program = re.search("program = '''(.*?)'''", code, re.S)[1]
     (tmp_path / "run").mkdir()
-    export(run, "onnx", tmp_path / "run" / "model.onnx")
+    shutil.copy(written("onnx"), tmp_path / "run" / "model.onnx")
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (96, 130, 3), np.uint8)).save(tmp_path / "photo.png")
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
     ours = COLOURS[run.predict(tmp_path / "photo.png").mask]
