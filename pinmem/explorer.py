@@ -635,8 +635,10 @@ const doubts = (into, d, changed) => {                 // two controls; gives wh
     text.textContent = `threshold ${above}; orange: ${share}\u00a0% of the picture`;
     slider.setAttribute("aria-valuetext", `${above}, ${share} % lie above`);
     const colour = i => u[i] > cut ? [230, 159, 0] : viridis((u[i] - low) / (high - low || 1));
-    return {title: `unknown by ${which.value}${ask ? "" : `, τ = ${d.tau}`}`, href: paint(cols, rows, colour), said: (x, y) =>
-      `Unknown by ${which.value}: ${u[Math.floor(y * rows / H) * cols + Math.floor(x * cols / W)].toFixed(2)} at the pixel, ` +
+    const title = `unknown by ${which.value}${ask ? "" : `, τ = ${d.tau}`}`;
+    return {title, href: paint(cols, rows, colour), said: (x, y) =>
+      `Unknown by ${which.value}: ` +
+      `${u[Math.floor(y * rows / H) * cols + Math.floor(x * cols / W)].toFixed(2)} at the pixel, ` +
       `${low.toFixed(2)} to ${high.toFixed(2)} in the picture; ${share} % lie above ${above}.`};
   };
 };
