@@ -619,10 +619,10 @@ const asking = {                                       // how unknown a cell is:
   "read-energy": (s, w, tau) => tau * Math.log(Math.max(...w)) - Math.max(...s)
 };
 const doubts = (into, d, changed) => {                 // two controls; gives what makes the map
-  const label = how => make("label", into, how), range = {type: "range", min: 0, max: 1, step: .01};
-  const which = make("select", label({textContent: "unknown by "})), over = label(), text = make("span", over);
-  const [W, H] = d.size;
-  for (const name of [d.stored, ...Object.keys(asking)]) make("option", which, {textContent: name, value: name});
+  const [W, H] = d.size, range = {type: "range", min: 0, max: 1, step: .01};
+  const which = make("select", make("label", into, {textContent: "unknown by "}));
+  const over = make("label", into), text = make("span", over);
+  for (const textContent of [d.stored, ...Object.keys(asking)]) make("option", which, {textContent});
   const slider = make("input", over, {...range, value: d.threshold});
   which.value = d.score;
   which.oninput = slider.oninput = changed;
@@ -635,11 +635,11 @@ const doubts = (into, d, changed) => {                 // two controls; gives wh
     text.textContent = `threshold ${above}; orange: ${share}\u00a0% of the picture`;
     slider.setAttribute("aria-valuetext", `${above}, ${share} % lie above`);
     const colour = i => u[i] > cut ? [230, 159, 0] : viridis((u[i] - low) / (high - low || 1));
+    const at = (x, y) => u[Math.floor(y * rows / H) * cols + Math.floor(x * cols / W)].toFixed(2);
     const title = `unknown by ${which.value}${ask ? "" : `, τ = ${d.tau}`}`;
     return {title, href: paint(cols, rows, colour), said: (x, y) =>
-      `Unknown by ${which.value}: ` +
-      `${u[Math.floor(y * rows / H) * cols + Math.floor(x * cols / W)].toFixed(2)} at the pixel, ` +
-      `${low.toFixed(2)} to ${high.toFixed(2)} in the picture; ${share} % lie above ${above}.`};
+      `Unknown by ${which.value}: ${at(x, y)} at the pixel, ${low.toFixed(2)} to ${high.toFixed(2)} in the picture; ` +
+      `${share} % lie above ${above}.`};
   };
 };
 '''
