@@ -96,6 +96,17 @@ def _shopfront(
     if rng.random() < .3:
         pen.rectangle((0, h - int(fh * .78), w, h - int(fh * .62)), shade(hsv(rng.random(), .7, .8), 1))
 
+# %% ../../nbs/streets/08_houses.ipynb #door
+def _front_door(
+    rng,     # random generator
+    pen,     # ImageDraw of the facade
+    mid, h,  # middle of the door, height of the facade: pixels
+):
+    "A light frame and a door of any colour, in place of a window."
+    colour = hsv(rng.random(), rng.uniform(.1, .6), rng.uniform(.1, .6))
+    pen.rectangle((mid - 8, h - 31, mid + 8, h), (220, 215, 205))
+    pen.rectangle((mid - 6, h - 29, mid + 6, h), shade(colour, 1))
+
 # %% ../../nbs/streets/08_houses.ipynb #0011
 @functools.lru_cache(maxsize=None)
 def facade(
@@ -118,10 +129,7 @@ def facade(
         for j in range(bays):
             x0, y0 = int((j + (1 - ww) / 2) * bw), int(h - i * fh - fh * (.22 + wh))
             pane = (x0, y0, int(x0 + ww * bw), int(y0 + wh * fh))
-            if i == 0 and kind != 'glass' and (j == number % bays):  # a front door instead
-                mid, colour = (pane[0] + pane[2]) // 2, hsv(rng.random(), rng.uniform(.1, .6), rng.uniform(.1, .6))
-                pen.rectangle((mid - 8, h - 31, mid + 8, h), (220, 215, 205))
-                pen.rectangle((mid - 6, h - 29, mid + 6, h), shade(colour, 1))
+            if i == 0 and kind != 'glass' and j == number % bays: _front_door(rng, pen, (pane[0] + pane[2]) // 2, h)
             else: window_pane(rng, pen, pane, tone, trim, edge)
             if i and rng.random() < .35: lamp.rectangle(pane, int(rng.integers(110, 255)))
     if rng.random() < .5: pen.rectangle((0, 0, w, 3), shade(trim, .8))

@@ -16,10 +16,11 @@ from .plants import add_tree, tree
 from .signs import add_clutter, add_lamp, add_sign, add_traffic_light, post
 from .vehicles import BODIES, vehicle
 
-# %% ../../nbs/streets/10_town.ipynb #0006
+# %% ../../nbs/streets/10_town.ipynb #brd
 _BORDER = {'hedge': (8, .8, 2.4, ('leaves',)), 'wall': (3, .7, 2.4, ('bricks', 'stones', 'render')),
            'fence': (4, .9, 1.9, ('boards', 'railing', 'railing', 'mesh'))}  # class, lowest, highest, textures
 
+# %% ../../nbs/streets/10_town.ipynb #0006
 def border(
     s, side,  # Scene; 0 left, 1 right
     a, b,     # from, to along the road, m
