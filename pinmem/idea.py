@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['HOW_LIT', 'TOY', 'DRIFT', 'THEMES', 'DRAWN_ROWS', 'TRACKS', 'AIMS', 'relit', 'street_features', 'fit_layer',
            'name_pixels', 'change_the_light', 'failure_figure', 'light_table', 'on_circle', 'toy_domain', 'toy_read',
-           'toy_facts', 'toy_plane', 'shift_figure', 'shift_sliders', 'Diagram', 'idea_picture', 'step_memories',
-           'step_picture', 'save_pictures', 'paired_scores', 'home_and_away', 'claims', 'verdict', 'points',
-           'claim_table', 'claim_words', 'reading_minutes', 'tracks_table']
+           'toy_facts', 'toy_plane', 'shift_figure', 'shift_sliders', 'Diagram', 'place_street', 'place_memory',
+           'idea_picture', 'step_memories', 'step_picture', 'save_pictures', 'paired_scores', 'home_and_away', 'claims',
+           'verdict', 'points', 'claim_table', 'claim_words', 'reading_minutes', 'tracks_table']
 
 # %% ../nbs/10_idea.ipynb #0028
 import io, json
@@ -246,7 +246,7 @@ DRAWN_ROWS = ('road', 'building', 'vegetation', 'sky', 'person', 'car')  # the r
 
 # %% ../nbs/10_idea.ipynb #0049
 class Diagram:
-    "A drawing without axes: x from 0 to 70, y from 0 to its height; colours by name from one of `THEMES`."
+    "A sheet without axes: x from 0 to 70, y from 0 to its height; colours by name from one of `THEMES`."
     def __init__(self, height, theme):
         self.fig = plt.figure(figsize=(7, height / 10), dpi=100)
         self.ax, self.colour = self.fig.add_axes((0, 0, 1, 1), xlim=(0, 70), ylim=(0, height)), THEMES[theme]
@@ -263,18 +263,28 @@ class Diagram:
         self.ax.annotate('', points[-1], points[-2], arrowprops=dict(arrowstyle='-|>', shrinkA=0, shrinkB=0,
                                                                       mutation_scale=11, **look))
 
-    def street(self, x, y, style, index=4, wide=12, colour='line'):
-        "A drawn street with its lower left corner at (x, y)."
-        self.ax.imshow(draw(style, 0, index)[0], extent=(x, x + wide, y, y + wide / 2), zorder=2, aspect='auto')
-        self.ax.add_patch(plt.Rectangle((x, y), wide, wide / 2, fc='none', ec=self.colour[colour], lw=1.6, zorder=3))
+# %% ../nbs/10_idea.ipynb #0049a
+def place_street(
+    sheet,  # `Diagram`
+    x, y,   # lower left corner
+    style, index=4, wide=12, colour='line',
+):
+    "A drawn street with a frame."
+    sheet.ax.imshow(draw(style, 0, index)[0], extent=(x, x + wide, y, y + wide / 2), zorder=2, aspect='auto')
+    sheet.ax.add_patch(plt.Rectangle((x, y), wide, wide / 2, fc='none', ec=sheet.colour[colour], lw=1.6, zorder=3))
 
-    def memory(self, x, y, wide, tall, named=True):
-        "A block of rows with its lower left corner at (x, y)."
-        high = tall / len(DRAWN_ROWS)
-        for k, name in enumerate(DRAWN_ROWS[::-1]):
-            box = plt.Rectangle((x, y + k * high), wide, .86 * high, fc=COLOURS[CLASSES.index(name)] / 255, zorder=2)
-            box.set(ec=self.colour['line'], lw=.7); self.ax.add_patch(box)
-            if named: self.text(x + wide / 2, y + (k + .43) * high, name, 'white', 8.5)
+# %% ../nbs/10_idea.ipynb #0049b
+def place_memory(
+    sheet,  # `Diagram`
+    x, y,   # lower left corner
+    wide, tall, named=True,
+):
+    "A memory: a block of coloured rows."
+    high = tall / len(DRAWN_ROWS)
+    for k, name in enumerate(DRAWN_ROWS[::-1]):
+        box = plt.Rectangle((x, y + k * high), wide, .86 * high, fc=COLOURS[CLASSES.index(name)] / 255, zorder=2)
+        box.set(ec=sheet.colour['line'], lw=.7); sheet.ax.add_patch(box)
+        if named: sheet.text(x + wide / 2, y + (k + .43) * high, name, 'white', 8.5)
 
 # %% ../nbs/10_idea.ipynb #0050
 def idea_picture(
@@ -287,9 +297,11 @@ def idea_picture(
     for y, word, more, colour in left:
         s.text(.5, y + 2.2, word, colour, 11.5, ha='left', weight='bold')
         s.text(.5, y - 1.6, more, 'soft', 9, ha='left')
-    for x, style, index in ((12.5, 'town', 5), (25.5, 'suburb', 2)): s.street(x, 23.5, style, index, colour='write')
-    s.street(12.5, 12.5, 'winter', 6, colour='test'); s.street(12.5, 1.5, relit('town', 'night'), 104, colour='ink')
-    s.text(46, 31.6, r'memory $\mathcal{M}$: one vector per class', size=9.5); s.memory(41, 1.5, 10, 28.5)
+    for x, y, style, index, colour in ((12.5, 23.5, 'town', 5, 'write'), (25.5, 23.5, 'suburb', 2, 'write'),
+                                       (12.5, 12.5, 'winter', 6, 'test'),
+                                       (12.5, 1.5, relit('town', 'night'), 104, 'ink')):
+        place_street(s, x, y, style, index, colour=colour)
+    s.text(46, 31.6, r'memory $\mathcal{M}$: one vector per class', size=9.5); place_memory(s, 41, 1.5, 10, 28.5)
     s.arrow((38, 26.5), (40.7, 26.5), colour='write')
     for y, colour in ((15.5, 'test'), (4.5, 'ink')):
         s.arrow((25, y), (40.7, y), colour=colour); s.text(32.5, y + 1.5, 'each pixel asks', colour, 9)
@@ -308,7 +320,7 @@ def step_memories(
     "The four memories, what each is written with and what is asked of it."
     names = r'$\mathcal{M}$', r'$\hat{\mathcal{M}}$', r"$\mathcal{M}'$", r'$\mathcal{M}^*$'
     for x, name in zip((6, 23, 41, 61), names):
-        s.memory(x, 20, 5, 9, named=False); s.text(x - 2.2, 24.5, name, size=15)
+        place_memory(s, x, 20, 5, 9, named=False); s.text(x - 2.2, 24.5, name, size=15)
     for x, words in ((8.5, 'what the last\nstep has left'), (25.5, 'are its rows apart?\na loss'),
                      (63.7, f'kept: the next {names[0]};\nafter training, the\none that is used')):
         s.text(x, 18.6, words, 'soft', 9, va='top')
@@ -328,8 +340,8 @@ def step_picture(
     s = Diagram(45, theme)
     for y, colour in ((36, 'write'), (0, 'test')):
         s.ax.add_patch(plt.Rectangle((0, y), 70, 9, fc=s.colour[colour], alpha=.12, lw=0))
-    s.street(1, 37.5, 'town', 5, colour='write'); s.street(14, 37.5, 'suburb', 2, colour='write')
-    s.street(1, 1.5, 'winter', 6, colour='test')
+    place_street(s, 1, 37.5, 'town', 5, colour='write'); place_street(s, 14, 37.5, 'suburb', 2, colour='write')
+    place_street(s, 1, 1.5, 'winter', 6, colour='test')
     s.text(27.5, 40.5, r'meta-train domains $\mathcal{S}_{mtr}$: all writing is from their images',
            'write', 9.5, ha='left')
     s.text(14.5, 4.5, r'meta-test domain $\mathcal{S}_{mte}$:' + '\na loss, but no writing', 'test', 9.5, ha='left')
