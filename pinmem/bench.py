@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DIALS', 'DRAWN', 'REST', 'Dial', 'scene', 'shift', 'Exam', 'own_weight', 'exam_of', 'Trial', 'stage', 'trial',
-           'trial_panels', 'trial_bars', 'trial_rows', 'live_table', 'ways', 'snap', 'turn', 'search', 'told',
+           'trial_panels', 'trial_bars', 'trial_rows', 'live_table', 'ways', 'snap', 'turn', 'search', 'told', 'hunt',
            'elsewhere', 'bench_controls', 'Bench']
 
 # %% ../nbs/45_bench.ipynb #0003
@@ -274,6 +274,20 @@ def told(
     off = [f'{n} {v:.3g}' for n, v in settings.items() if abs(v - REST[n]) > 1e-9]
     return ', '.join(off) or 'all dials at rest'
 
+# %% ../nbs/45_bench.ipynb #hunt
+def hunt(
+    desk,             # Desk
+    name,             # of a network
+    picture, street,  # as of `trial`
+    names, effort=1., budget=40,  # of `search`
+):                    # generator of (worst settings so far, their mIoU), one for every evaluation
+    "The search on one picture, which begins at rest."
+    def score(settings): return trial(desk, [name], picture, street, settings).now[0].miou
+    worst = REST, score(REST)
+    for found in search(score, names, effort, budget):
+        worst = min(worst, found, key=lambda pair: pair[1])
+        yield worst
+
 # %% ../nbs/45_bench.ipynb #0051
 def elsewhere(
     desk,      # Desk
@@ -361,18 +375,16 @@ class Bench:
         "Search, tell the progress, turn the dials to what was found, and try it on other streets."
         c, self.progress.layout.display = self.controls, None
         name = c['first' if self.victim.value == 'left' else 'second'].value
-        picture, street = c['picture'].value, c['street'].value
+        picture, street, settings = c['picture'].value, c['street'].value, REST
         dials = tuple(n for n in DIALS if not (self.photo() and n in DRAWN))
-        def score(settings): return trial(self.desk, [name], picture, street, settings).now[0].miou
-        worst = REST, score(REST)
-        for k, (settings, value) in enumerate(search(score, dials, self.effort.value, self.budget), 1):
-            worst = min(worst, (settings, value), key=lambda pair: pair[1])
+        hunted = hunt(self.desk, name, picture, street, dials, self.effort.value, self.budget)
+        for k, (settings, value) in enumerate(hunted, 1):
             self.progress.value = k
             self.found.value = html.escape(f'{k} of {self.budget} settings tried on street {street}. Worst for {name}: '
-                                           f'mIoU {100 * worst[1]:.1f} % with {told(worst[0])}.')
-        self.set(worst[0]); self.latest(); self.latest.flush()
+                                           f'mIoU {100 * value:.1f} % with {told(settings)}.')
+        self.set(settings); self.latest(); self.latest.flush()
         if not self.photo():
-            then, now = elsewhere(self.desk, name, picture, worst[0], range(street + 1, street + 5))
+            then, now = elsewhere(self.desk, name, picture, settings, range(street + 1, street + 5))
             self.found.value += (f'<br>On four other streets: {100 * then:.1f} % at rest, '
                                  f'{100 * now:.1f} % with these dials.')
         self.progress.layout.display, self.go.value = 'none', False
