@@ -211,15 +211,17 @@ def counted_fake(
     mtr=2, mte=2,      # number of images on either side
     order=2,           # of the step, see `take_step`
     size=(128, 64),    # (width, height) of the crops
+    way=lambda m: m,   # what is done to the network first, such as `compute_in`
+    count=counted,     # function of the step, a call without arguments
     **choices,         # of `build_model`
-):                     # -> dict, see `counted`
+):                     # -> what `count` returns
     "The price of a step that is never computed."
     with FakeTensorMode():
-        model = build_model(weights=None, **choices).train()
+        model = way(build_model(weights=None, **choices).train())
         n = model.config["n"]
         model.labels = lambda y, f: f.new_zeros(len(y), n, *f.shape[-2:])         # numbers would be asked for
         sides = made_up(mtr, size, n), made_up(mte, size, n)
-        return counted(lambda: take_step(model, *sides, order))
+        return count(lambda: take_step(model, *sides, order))
 
 # %% ../nbs/18_cost.ipynb #g041
 def image_costs(
@@ -235,17 +237,18 @@ def step_seconds(
     sides,       # list of (number of images, operations for each), one after the other
     gpus=1,      # G, number of cards
     sums=1,      # gradients that are summed over all cards in a step
-    weights=45.3e6, # numbers in a gradient, 4 bytes each
-    speed=.3 * 495e12, # operations a card does in a second, sustained
-    link=450e9,  # bytes a card sends in a second
+    weights=45.3e6, # numbers in a gradient, 4 bytes each: ResNet-50 with DeepLabV3+
+    *, speed,    # operations a card does in a second, sustained
+    link,        # bytes a card sends in a second
 ):               # -> seconds, on paper
     "A step's time from its operations: the busiest card of each side, and the sums in a ring."
     busy = sum(ceil(images / gpus) * each for images, each in sides) / speed
     return busy + sums * 4 * weights * 2 * (gpus - 1) / gpus / link
 
-# %% ../nbs/18_cost.ipynb #g047
-CARDS = {"A100": dict(speed=.3 * 156e12, link=300e9), "H100": dict(speed=.3 * 495e12, link=450e9)} # assumed
+# %% ../nbs/18_cost.ipynb #g046c
+CARDS = {"A100": dict(speed=.3 * 156e12, link=300e9), "H100": dict(speed=.3 * 495e12, link=450e9)}  # assumed, see above
 
+# %% ../nbs/18_cost.ipynb #g047
 def paper_sides(
     costs,  # from `image_costs`
     order,  # 0: aggregation, one side

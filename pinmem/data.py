@@ -202,9 +202,7 @@ class Photos:
     def picture(self, i): # (h, w, 3) uint8, decoded once while there is room
         if i in self.kept: return self.kept[i]
         image = self.read(i)
-        if image.nbytes <= self.room:
-            self.kept[i] = image
-            self.room -= image.nbytes
+        if image.nbytes <= self.room and self.kept.setdefault(i, image) is image: self.room -= image.nbytes
         return image
 
     def __getitem__(self, i):
