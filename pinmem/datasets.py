@@ -86,7 +86,7 @@ def index(
         if kind.lower() not in kinds or not stem.lower().endswith(end.lower()): continue
         key = stem[:len(stem) - len(end)]
         if key in found: raise ValueError(f'{path}: {found[key].name} beside it has the same name but for the '
-                                          'extension; expected one file a picture, keep one')
+                                          'extension; expected one file per picture, keep one')
         found[key] = path
     return found
 
@@ -210,7 +210,7 @@ def listed(
     if missing: raise FileNotFoundError(
         f'{path}: {len(missing)} of {len(names)} pictures are not there, first {missing[0][1]!r} in line '
         f'{missing[0][0]}; expected each to be in the data set, unpack the rest or take the lines out')
-    if not names: raise ValueError(f'{path}: names no picture; expected one a line')
+    if not names: raise ValueError(f'{path}: names no picture; expected one per line')
     return {key for _, name in names for key in by_name[name]}
 
 # %% ../nbs/06_datasets.ipynb #0029

@@ -43,7 +43,7 @@ class ASPP(nn.Module):
         channels=256,         # C
         rates=(6, 12, 18),    # dilation of the 3x3 branches
         width=256,            # channels of each branch
-        pool_norm=True,       # BatchNorm in the image-pool branch: one value an image and channel
+        pool_norm=True,       # BatchNorm in the image-pool branch: one value per image and channel
     ):
         super().__init__()
         self.pool = conv_bn_relu(channels_in, width, norm=pool_norm)
@@ -53,7 +53,7 @@ class ASPP(nn.Module):
 
     def forward(self, x):                                             # (B, C_in, h, w)
         if self.training and len(x) == 1 == ranks()[1] and isinstance(self.pool[1], nn.BatchNorm2d):
-            raise ValueError("ASPP: one image a batch leaves BatchNorm a single value per channel in the "
+            raise ValueError("ASPP: one image per batch leaves BatchNorm a single value per channel in the "
                              "image-pool branch; expected two images or more; or build with pool_norm=False")
         pooled = resize(self.pool(x.mean((2, 3), keepdim=True)), x.shape[-2:])
         return self.project(torch.cat([pooled] + [branch(x) for branch in self.branches], 1))  # (B, C, h, w)

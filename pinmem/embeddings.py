@@ -46,7 +46,7 @@ def sample_pixels(
     "Draw feature cells so that rare classes and small domains count as much as others."
     if len(domain) != len(f):
         raise ValueError(f'sample_pixels: {len(domain)} domain names for {len(f)} images; '
-                         'expected one an image, repeat the name')
+                         'expected one per image, repeat the name')
     x = to_numpy(normalise(f).permute(0, 2, 3, 1).reshape(-1, f.shape[1]))      # (B*h*w, C)
     share, cls = (to_numpy(v).ravel() for v in y1h.max(1))                      # (B*h*w,) twice
     dom = np.repeat(np.asarray(domain), f[0, 0].numel())
@@ -91,13 +91,13 @@ def collect_means(
     domains,                  # list of domains
     per_class_per_domain=25,  # images of each class in each domain
     images=40,                # images looked at in each domain
-):                            # Points: one an image and class
+):                            # Points: one per image and class
     "Eq 1 image by image: the mean unit feature of every class, balanced over classes and domains."
     rng, found = np.random.default_rng(0), []
     for domain in domains:
         seen = [class_means(normalise(f), y1h) for f, y1h in feature_maps(model, domain, images)]
         z, k = (torch.stack(v) for v in zip(*seen))                             # (I, N, C), (I, N)
-        f, y1h = z.mT[..., None], torch.diag_embed((k >= 1).float())[..., None] # N cells an image, one a class
+        f, y1h = z.mT[..., None], torch.diag_embed((k >= 1).float())[..., None] # N cells per image, one per class
         found.append(sample_pixels(f, y1h, [domain.name] * len(f), per_class_per_domain, rng))
     return Points(*(np.concatenate(v) for v in zip(*found)))
 

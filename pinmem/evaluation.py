@@ -228,7 +228,7 @@ def protocol_lines(
 # %% ../nbs/34_evaluation.ipynb #p011
 def domain_table(
     results,  # list of results of `evaluate`
-):            # text: one line a domain, then a mean for each set of classes that several domains share; the protocol
+):            # text: one line per domain, then a mean for each set of classes that several domains share; the protocol
     "mIoU of each domain, and the mean of those that are scored with the same classes."
     lines = [(r['name'], percent(r['miou'], 0), r['images'], r['labels']) for r in results]
     lines += [('mean', percent(mean_miou(group), 0), sum(r['images'] for r in group), group[0]['labels'])
@@ -239,7 +239,7 @@ def domain_table(
 # %% ../nbs/34_evaluation.ipynb #0054
 def per_class_table(
     results,  # list of results of `evaluate`
-):            # text: one line a class, one column a domain
+):            # text: one line per class, one column per domain
     "IoU of each class in each domain, then mIoU, per cent."
     frame = pd.concat([pd.Series(r['iou'], name=r['name'], dtype=float) for r in results], axis=1)
     frame.loc['mIoU'] = np.array([r['miou'] for r in results], float)

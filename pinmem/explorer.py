@@ -177,7 +177,7 @@ def longest(
 
 # %% ../nbs/43_explorer.ipynb #0067
 def bars(view: View):  # PIL image
-    "One bar a class: the weight of its row for this pixel; beside it the cosine."
+    "One bar per class: the weight of its row for this pixel; beside it the cosine."
     p, n, end = view.pixel, len(CLASSES), longest(view.pixel.weights)
     step, left, wide = 19, 132, 136                        # height of a row, start and length of the axis
     sheet = Sheet(352, 66 + n * step)

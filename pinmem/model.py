@@ -205,7 +205,7 @@ class Network(Settings):
     context_width: int | None = switch(None, "channels of each branch", 1)
     fine: int | None = switch(None, "channels kept of the fine map", 1)
     width: int | None = switch(None, "channels of the decoder", 1)
-    pool_norm: bool | None = switch(None, "BatchNorm in the image-pool branch; needs two images a batch")
+    pool_norm: bool | None = switch(None, "BatchNorm in the image-pool branch; needs two images per batch")
     aux: bool | None = switch(None, "an auxiliary head on the third stage")
 
     def resolved(self):

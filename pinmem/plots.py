@@ -133,7 +133,7 @@ def qualitative_grid(
     predictions,    # dict: name of a method -> list of (H, W) train ids
     errors=False,   # add a column of errors after each prediction
     titles=None,    # one text a row, e.g. the name of the domain
-):                  # Figure, one row an image
+):                  # Figure, one row per image
     "Figure 4 of the paper: image, ground truth, and what each method says."
     heads = ['image', 'ground truth', *(t for m in predictions for t in ([m, 'errors'] if errors else [m]))]
     shape = max(i.shape[0] / i.shape[1] for i in images)
@@ -156,7 +156,7 @@ def change_grid(
     images, # list of (H, W, 3) uint8
     before, # list of (H, W) train ids
     after,  # list of (H, W) train ids
-):          # Figure, one row an image
+):          # Figure, one row per image
     "Pictures, what a network said about them, what it says now, and where that differs."
     shape = max(i.shape[0] / i.shape[1] for i in images)
     fig, axes = plt.subplots(len(images), 4, squeeze=False, layout='constrained',
@@ -244,7 +244,7 @@ NOT_LOSSES = ('step', 'lr', 'rate', 'seconds', 'time')
 
 # %% ../nbs/40_plots.ipynb #0063
 def loss_curves(
-    log,       # dict: name -> list of numbers, one a step; 'step' gives the x axis
+    log,       # dict: name -> list of numbers, one per step; 'step' gives the x axis
     fig=None,  # Figure to draw on, wiped first; default: a new one
 ):             # Figure, one panel a loss
     "Every loss over the steps that have it: raw, and its running mean over 1/20 of them."
@@ -299,7 +299,7 @@ class LivePlot:
 
     def __call__(
         self,
-        rows,  # list of dicts, one a step so far
+        rows,  # list of dicts, one per step so far
     ):         # the Figure, or None when it was not yet time to draw
         if len(rows) % self.every: return None
         if self.draw: self.fig = self.draw(rows)

@@ -87,7 +87,7 @@ def result_tables(
 
 # %% ../nbs/44_report.ipynb #0020
 def log_table(
-    log,  # dict: name -> list of numbers, one a step
+    log,  # dict: name -> list of numbers, one per step
 ):        # HTML: each loss at the start and at the end
     "First and last tenth of every loss, among the steps that have it."
     rows = []
@@ -137,7 +137,7 @@ def write_report(
     config=None,  # dict of the run
     table=None,   # dict: domain -> result of `evaluate`
     before=None,  # dict as `table`, of the run that this one went on from
-    log=None,     # dict: name -> list of numbers, one a step
+    log=None,     # dict: name -> list of numbers, one per step
     figures=None, # dict: title -> Picture
     notes='',     # plain text under the heading; an empty line parts paragraphs
 ):                # Path of the file
@@ -188,7 +188,7 @@ def compare_picture(
     domains,              # list of domains, one row each
     protocol=Protocol(),  # how the images are shown
 ):                        # Picture
-    "Figure 4 of the paper: image, truth, then prediction and errors of every model, one image a domain."
+    "Figure 4 of the paper: image, truth, then prediction and errors of every model, one image per domain."
     pairs = [richest(domain) for domain in domains]
     truths = [in_words_of(mask, d.labels) for d, (_, mask) in zip(domains, pairs)]
     preds = {name: [in_words_of(ask(model, pair[0], protocol)[0], d.labels) for d, pair in zip(domains, pairs)]
@@ -197,7 +197,7 @@ def compare_picture(
     score = lambda v: ', '.join(f'{n} {100 * accuracy(t, p):.0f} %' for n, t, p in zip(names, truths, v))
     right = '; '.join(f'{name}: {score(v)}' for name, v in preds.items())
     return Picture(qualitative_grid(images, truths, preds, True, names),
-                   f'One image a domain beside its true and its predicted classes. Pixels right: {right}.',
+                   f'One image per domain beside its true and its predicted classes. Pixels right: {right}.',
                    'Of the first images of each domain, the one with the most classes. '
                    'Orange pixels are wrong, grey pixels are not scored.')
 
@@ -211,7 +211,8 @@ def memory_pictures(
     w, mem = ask(model, image)[1], model.mem.float().cpu()
     s, n = normalise(mem) @ normalise(mem).T, len(mem)                                               # (N, N)
     a, b = divmod((s - 2 * torch.eye(n)).argmax().item(), n)
-    alt = (f'{n} maps, one a class, beside an image of {domain.name}. Weights run from {w.min():.3f} to {w.max():.3f}; '
+    alt = (f'{n} maps, one per class, beside an image of {domain.name}. '
+           f'Weights run from {w.min():.3f} to {w.max():.3f}; '
            f'{CLASSES[int(w.mean((1, 2)).argmax())]} receives the most.')
     shared = (f'Weights of a pixel sum to 1 over the classes; 1/{n} = {1 / n:.3f} would mean that the read does not '
               'care. Above each map: its least and largest weight.')

@@ -183,7 +183,7 @@ def kinds(
 
 # %% ../nbs/36_runs.ipynb #0021
 def to_device(
-    stream,  # generator of batches, one a step
+    stream,  # generator of batches, one per step
     device,  # torch.device
 ):           # -> function of the number of the step, as `fit` wants it
     "The next batches, on the device."

@@ -416,7 +416,7 @@ class RecordMemory:
 
     def __call__(
         self,
-        rows,  # list of dicts with 'step', one a step so far
+        rows,  # list of dicts with 'step', one per step so far
     ):
         taken = rows[-1]['step'] + 1
         if taken % self.every: return
