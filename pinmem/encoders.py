@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PIP', 'mend_torchvision', 'load_timm', 'read_weights_file', 'match_by_order', 'colours', 'standardise',
-           'match_by_name', 'weights_file', 'download_weights', 'dilate_last_stages', 'move_stride', 'ConvBackward',
-           'Conv', 'quick_conv', 'dilated_conv', 'QuickConv2d', 'NormBackward', 'Norm', 'shared_norm',
-           'QuickBatchNorm2d', 'TwiceHardsigmoid', 'quicken', 'create', 'channels_first', 'load_backbone',
-           'build_backbone']
+           'match_by_name', 'weights_file', 'download_weights', 'dilate_last_stages', 'move_stride', 'slides',
+           'conv_gradients', 'ConvBackward', 'Conv', 'quick_conv', 'dilated_conv', 'QuickConv2d', 'NormBackward',
+           'Norm', 'shared_norm', 'QuickBatchNorm2d', 'TwiceHardsigmoid', 'quicken', 'create', 'channels_first',
+           'load_backbone', 'build_backbone']
 
 # %% ../nbs/04_encoders.ipynb #0003
 import socket
@@ -171,6 +171,30 @@ def move_stride(
                                                      "resnet101; leave it out")
     block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
 
+# %% ../nbs/04_encoders.ipynb #cg02
+def slides(x, w, how):  # as for `conv_gradients` -> bool
+    "Is the gradient faster if it slides? On a CPU, for depthwise kernels that are large or dilated."
+    (stride, padding, dilation), groups, k = how[:3], how[-1], w.shape[-1]
+    return (x.device.type == "cpu" and x.dtype == torch.float32 and groups == x.shape[1] == len(w)
+            and stride == [1, 1] and padding == [d * (k // 2) for d in dilation]
+            and (dilation == [2, 2] or dilation == [1, 1] and k > 3))
+
+# %% ../nbs/04_encoders.ipynb #cg03
+def conv_gradients(
+    g,    # (B, C_out, h', w') gradient at the output
+    x, w, # (B, C, h, w), (C_out, C / groups, k, k)
+    how,  # stride, padding, dilation, False, [0, 0], groups: as aten's convolution takes them
+    need, # at x? at w?
+):        # -> gradients at x and w, None where not needed
+    "What comes back through a convolution."
+    if not slides(x, w, how): return torch.ops.aten.convolution_backward(g, x, w, None, *how, [*need, False])[:2]
+    conv, (b, c) = torch.ops.aten.convolution, x.shape[:2]
+    at_x = conv(g, w.flip(2, 3), None, *how) if need[0] else None
+    if not need[1]: return at_x, None
+    each = x.reshape(1, b * c, *x.shape[2:]), g.reshape(b * c, 1, *g.shape[2:]) # a group per image and channel
+    at_w = conv(*each, None, how[2], how[1], [1, 1], False, [0, 0], b * c)      # (1, B C, k, k)
+    return at_x, at_w.view(b, *w.shape).sum(0)
+
 # %% ../nbs/04_encoders.ipynb #0035
 class ConvBackward(Function):
     "The gradient of a convolution, itself with a gradient: one call each way, whatever the number of groups."
@@ -179,17 +203,17 @@ class ConvBackward(Function):
         ctx.save_for_backward(g, x, w)
         ctx.set_materialize_grads(False)
         ctx.how = how
-        return torch.ops.aten.convolution_backward(g, x, w, None, *how, [*need, False])[:2]
+        return conv_gradients(g, x, w, how, need)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, vx, vw):             # gradients at the two results; None where there is none
         g, x, w = ctx.saved_tensors
-        conv, back = torch.ops.aten.convolution, torch.ops.aten.convolution_backward
+        conv = torch.ops.aten.convolution
         parts = [conv(a, b, None, *ctx.how) for a, b in ((vx, w), (x, vw)) if a is not None and b is not None]
         at_g = sum(parts[1:], parts[0]) if parts else None
         need = [vw is not None and ctx.needs_input_grad[1], vx is not None and ctx.needs_input_grad[2]]
-        at_x, at_w = back(g, x if vx is None else vx, w if vw is None else vw, None, *ctx.how, [*need, False])[:2]
+        at_x, at_w = conv_gradients(g, x if vx is None else vx, w if vw is None else vw, ctx.how, need)
         return at_g, at_x, at_w, None, None
 
 # %% ../nbs/04_encoders.ipynb #0036
@@ -249,7 +273,8 @@ class QuickConv2d(nn.Conv2d):
         where = x.device.type
         if torch.amp.is_autocast_available(where) and torch.is_autocast_enabled(where):
             x = x.to(torch.get_autocast_dtype(where))
-        if self.groups > 1 and d > (1, 1) and s == (1, 1) and d[0] == d[1] and p == (d[0] * (k[0] // 2),) * 2:
+        fits = self.groups > 1 and d > (1, 1) and s == (1, 1) and d[0] == d[1] and p == (d[0] * (k[0] // 2),) * 2
+        if fits and not slides(x, self.weight, ([*s], [*p], [*d], self.groups)):
             y = dilated_conv(x, self.weight, d[0], self.groups)
             return y if self.bias is None else y + self.bias[:, None, None].to(y.dtype)
         return quick_conv(x, self.weight, self.bias, s, p, 2 if k == (1, 1) and where == "cpu" else d, self.groups)
