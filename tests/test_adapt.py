@@ -19,13 +19,14 @@ from pinmem.runs import Run, adapt, make_batches, make_photos, open_sources, res
 from pinmem.streets import draw
 
 SMALL = dict(size=(128, 64), scenes=4, exam=2, quiet=True, threads=1, workers=0, device="cpu", memory_images=4, crop=(64, 32))
+TINY = dict(encoder="test_resnet", weights=None, channels=16, rates=(1, 2), context_width=8, fine=8, width=16)
 AGAIN = dict(quiet=True, threads=1, workers=0, device="cpu", targets=(), steps=4)
 
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
     "A run of two steps, to go on from."
-    return train(["town", "winter"], 2, tmp_path_factory.mktemp("adapt") / "start", targets=["fog"], **SMALL)
+    return train(["town", "winter"], 2, tmp_path_factory.mktemp("adapt") / "start", targets=["fog"], **SMALL, **TINY)
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +167,8 @@ def test_a_single_photograph_is_enough_and_said(start, photos, tmp_path, capsys)
     assert "a single photograph" in capsys.readouterr().out and len(run.log["step"]) == 1
 
 
-def test_train_goes_on_from_a_run_as_adapt_does(start, photos, tmp_path):
+def test_train_goes_on_from_a_run_as_adapt_does(start, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("pinmem.report.report_run", lambda *args: None)  # another test has one
     how = {**AGAIN, "steps": 2, "method": "norm-only"}
     one, other = adapt(start, photos, out=tmp_path / "a", **how), train(begin=start.folder, photos=[photos], out=tmp_path / "b", **how)
     assert digest(one.folder) == digest(other.folder) and one.plan == other.plan

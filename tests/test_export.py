@@ -42,11 +42,14 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def written(run, tmp_path_factory):
-    "Function: form -> its file, written by the command, once: a graph of ONNX takes half a minute."
+    "Function: form -> its file, written by the command, once, and from one graph: to draw it takes ten seconds."
+    program = cache(lambda: to_program(run.model))
     @cache
     def written(form):
         out = tmp_path_factory.mktemp(form) / {"onnx": "net.onnx", "torch": "net.pt2"}[form]
-        assert main(["export", str(run.folder), "--to", form, "--out", str(out)]) == 0
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(exporting, "to_program", lambda model: program())
+            assert main(["export", str(run.folder), "--to", form, "--out", str(out)]) == 0
         assert [path.name for path in out.parent.iterdir()] == [out.name]
         return out
     return written
@@ -54,6 +57,12 @@ def written(run, tmp_path_factory):
 
 @pytest.fixture(scope="module", params=["onnx", "torch"])
 def file(request, written): return written(request.param)
+
+
+@pytest.fixture(scope="module")
+def opened(file):
+    "Its answer and its facts; to read a program of PyTorch takes seconds."
+    return read_export(file)
 
 
 def refused(capsys, *words):
@@ -67,9 +76,9 @@ def refused(capsys, *words):
 
 # ------------------------------------------------------------------------------------------ the same answers
 
-def test_twenty_pictures_of_different_sizes(file, run):
+def test_twenty_pictures_of_different_sizes(opened, run):
     "Logits within 1e-4, the same class in every pixel where the best two are further apart than that."
-    answer, rng, low = read_export(file)[0], np.random.default_rng(7), smallest(run.model)
+    answer, rng, low = opened[0], np.random.default_rng(7), smallest(run.model)
     sizes = {(low, low), (low, 300), *map(tuple, rng.integers(low, 260, (18, 2)).tolist())}
     assert len(sizes) == 20 and {h % 2 for h, _ in sizes} == {w % 2 for _, w in sizes} == {0, 1}
     for size in sizes:
@@ -81,8 +90,8 @@ def test_twenty_pictures_of_different_sizes(file, run):
     assert ours.std() > 0.1, "logits that are all alike would prove nothing"
 
 
-def test_a_file_has_one_input_and_no_chance_in_it(file, run):
-    answer, x = read_export(file)[0], torch.rand(3, 3, 47, 82)
+def test_a_file_has_one_input_and_no_chance_in_it(opened, file, run):
+    answer, x = opened[0], torch.rand(3, 3, 47, 82)
     assert torch.equal(answer(x), answer(x))
     assert (answer(x)[1] - run.model.predict(x[1:2])[0]).abs().max() < 1e-4, "several at once are answered like one"
     if file.suffix == ".onnx":
@@ -94,16 +103,16 @@ def test_a_file_has_one_input_and_no_chance_in_it(file, run):
     finally: run.model.mem.data.copy_(mem)
 
 
-def test_a_file_says_what_it_is(file, run):
-    facts = read_export(file)[1]
+def test_a_file_says_what_it_is(opened, run):
+    facts = opened[1]
     assert json.loads(facts["classes"]) == CLASSES and json.loads(facts["colours"]) == COLOURS.tolist()
     assert json.loads(facts["scores"]) == {name: result["miou"] for name, result in run.results.items()}
     assert (facts["method"], facts["encoder"], facts["height"]) == ("pinmem", "tf_efficientnet_lite0", "256")
 
 
-def test_a_picture_of_one_pixel(file, run, tmp_path, capsys):
+def test_a_picture_of_one_pixel(opened, file, run, tmp_path, capsys):
     "A file says which sizes it takes; the network itself takes any."
-    complaint(ValueError, lambda: read_export(file)[0](torch.zeros(1, 3, 1, 1)), "1x1", file.name, "17")
+    complaint(ValueError, lambda: opened[0](torch.zeros(1, 3, 1, 1)), "1x1", file.name, "17")
     Image.new("RGB", (1, 1)).save(tmp_path / "dot.png")
     assert main(["predict", str(run.folder), str(tmp_path / "dot.png"), "--out", str(tmp_path / "out")]) == 0
     assert Image.open(tmp_path / "out" / "dot_mask.png").size == (1, 1)
@@ -323,11 +332,11 @@ def test_memory_stays_while_pictures_come(tiny, tmp_path):
 def test_a_stopped_prediction_goes_on(more, tiny, tmp_path, capsys, monkeypatch):
     "Stopped in the middle of a picture; what is there afterwards is what one go would have given, and no picture is seen twice."
     import pinmem.cli as cli
-    folder, seen, write_image = photos(tmp_path / "photos", 5), [], cli.write_image
+    folder, seen, write_image = photos(tmp_path / "photos", 3), [], cli.write_image
     words = ["predict", str(tiny.folder), str(folder), "--device", "cpu", "--quiet", *more, "--out"]
     assert main([*words, str(tmp_path / "whole")]) == 0
     def stops(path, array):
-        if path.name == "00003_overlay.png": raise KeyboardInterrupt
+        if path.name == "00001_overlay.png": raise KeyboardInterrupt
         write_image(path, array)
     with monkeypatch.context() as patch:
         patch.setattr(cli, "write_image", stops)
@@ -336,7 +345,7 @@ def test_a_stopped_prediction_goes_on(more, tiny, tmp_path, capsys, monkeypatch)
     predict = Run.predict
     monkeypatch.setattr(Run, "predict", lambda self, *a, **how: seen.append(1) or predict(self, *a, **how))
     assert main([*words, str(tmp_path / "halves"), "--resume"]) == 0 and len(seen) == 2
-    assert masks(tmp_path / "halves") == masks(tmp_path / "whole") and len(masks(tmp_path / "whole")) == 5
+    assert masks(tmp_path / "halves") == masks(tmp_path / "whole") and len(masks(tmp_path / "whole")) == 3
     assert {p.name for p in (tmp_path / "halves").iterdir()} == {p.name for p in (tmp_path / "whole").iterdir()}
     assert main([*words, str(tmp_path / "halves"), "--resume"]) == 0 and len(seen) == 2
     assert "protocol" in refused(capsys, *words, str(tmp_path / "halves"), "--resume", "--flip")
