@@ -19,7 +19,6 @@ from tqdm.auto import tqdm
 import pinmem
 from .checkpoints import convert
 from .compare import with_lists
-from .comparison import compare, lost_cells
 from .data import find_images
 from .datasets import open_domain, split_names
 from .evaluation import SCORES, Protocol, check_score, check_threshold, domain_table, per_class_table
@@ -293,6 +292,7 @@ def compare_command(
     "Methods x seeds x settings; goes on where it was stopped. Styles are scored on 20 scenes unless --exam is given."
     if wrong := [part for part in seeds.split(",") if not part.strip().isdigit()]:
         raise ValueError(f"--seeds: {wrong[0]!r} is no seed; expected whole numbers, 0 or more, separated by commas")
+    from pinmem.comparison import compare, lost_cells  # not before it is wanted: pictures take time to import
     settings = {text: dict(map(read_switch, text.split())) for text in setting} or None
     common = {"exam": 20, **given(domains, learning, network, data, computing, protocol)}
     rows = compare(methods.split(","), [int(part) for part in seeds.split(",")], settings, out, None, processes, retry,
