@@ -174,10 +174,10 @@ def move_stride(
 # %% ../nbs/04_encoders.ipynb #cg02
 def slides(x, w, how):  # as for `conv_gradients` -> bool
     "Is the gradient faster if it slides? On a CPU, for depthwise kernels that are large or dilated."
-    (stride, padding, dilation), groups, k = how[:3], how[-1], w.shape[-1]
-    return (x.device.type == "cpu" and x.dtype == torch.float32 and groups == x.shape[1] == len(w)
-            and stride == [1, 1] and padding == [d * (k // 2) for d in dilation]
-            and (dilation == [2, 2] or dilation == [1, 1] and k > 3))
+    (stride, padding, dilation), groups, sides = how[:3], how[-1], w.shape[2:]
+    keeps_size = stride == [1, 1] and all(2 * p == d * (k - 1) for p, d, k in zip(padding, dilation, sides))
+    return (x.device.type == "cpu" and x.dtype == torch.float32 and groups == x.shape[1] == len(w) and keeps_size
+            and (dilation == [2, 2] or dilation == [1, 1] and max(sides) > 3))
 
 # %% ../nbs/04_encoders.ipynb #cg03
 def conv_gradients(
