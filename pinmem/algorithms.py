@@ -229,6 +229,7 @@ def split_batches(
 class MLDG(Algorithm):
     "An inner step on some domains must help on the others; no memory."
     splits = True
+    meta_gradients = staticmethod(meta_gradients) # or the same, compiled (notebook 32)
 
     class Switches(Algorithm.Switches):
         "What a method that splits its domains may choose besides."
@@ -243,8 +244,8 @@ class MLDG(Algorithm):
         how = self.switches
         if self.done < how.warm: return self.aggregate(batches)
         mtr, mte = split_batches(batches, self.seed, self.steps)                  # 𝒮_mtr, 𝒮_mte
-        step = meta_gradients(self.model, *self.tensors(), None, mtr, mte, alpha=how.alpha * self.rate,
-                              order=how.order, objective=how.objective, aim=self.aim)     # Θ', the gradient at Θ
+        step = self.meta_gradients(self.model, *self.tensors(), None, mtr, mte, alpha=how.alpha * self.rate,
+                                   order=how.order, objective=how.objective, aim=self.aim) # Θ', the gradient at Θ
         self.step_on(step.grads)                                                  # Θ*
         self.model.load_state_dict(step.buffers, strict=False)                    # statistics, moved by X_mtr
         return self.taken(step.losses)
@@ -279,8 +280,9 @@ class PinTheMemory(MLDG):
         how, mem = self.switches, self.model.mem
         if self.done < how.warm: return self.aggregate(batches)
         mtr, mte = split_batches(batches, self.seed, self.steps)                   # 𝒮_mtr, 𝒮_mte
-        step = meta_gradients(self.model, *self.tensors(), mem, mtr, mte, alpha=how.alpha * self.rate, order=how.order,
-                              objective=how.objective, prime=how.prime, aim=self.aim) # 𝓜^, Θ', 𝓜', the gradient at Θ
+        step = self.meta_gradients(self.model, *self.tensors(), mem, mtr, mte, alpha=how.alpha * self.rate,
+                                   order=how.order, objective=how.objective, prime=how.prime,
+                                   aim=self.aim)                                   # 𝓜^, Θ', 𝓜', the gradient at Θ
         self.step_on(step.grads)                                                   # Θ*
         self.model.load_state_dict(step.buffers, strict=False)                     # statistics, moved by X_mtr
         self.model.mem = write_memory(self.model, mem, *mtr, aim=self.aim)         # 𝓜*

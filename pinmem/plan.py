@@ -103,6 +103,7 @@ class Computing(Settings):
     "How a step is computed; it changes speed and memory, and rounding at most."
     precision: Literal["float32", "bf16"] = switch("float32", "of the encoder and the decoder")
     checkpoint: bool = switch(False, "keep no maps inside the encoder, compute them twice")
+    compile: bool = switch(False, "compile the meta-step: minutes for each kind of split, for runs of many hours")
 
 # %% ../nbs/30_plan.ipynb #0012
 class Protocol(Settings):
@@ -273,6 +274,7 @@ def fits(
     if name == "settle" and value and not cls.settles: return "its statistics come from the photographs, too"
     if name == "warm" and not value: return None
     if name == "photometric_test": return None if cls.splits or not value else "it has no meta-test"
+    if name == "compile" and value: return None if cls.splits else "it takes no inner step"
     if name == "checkpoint" and value and cls.network.get("norm") == "isw": return "its loss needs the inside of E"
     if name in ABOUT_MEMORY: return None if cls.network.get("memory", True) else "it has no memory"
     if place_of(name) != "algorithm" or name in takes(cls): return None
@@ -310,6 +312,8 @@ def check_together(
         f"line: --photos FOLDER, or `pinmem adapt RUN FOLDER`)")
     if asked.get("unweigh") and not data.balance: raise ValueError(
         "unweigh contradicts balance=0: no class was weighed; leave it out or set balance")
+    if plan.compute.compile and plan.compute.checkpoint: raise ValueError(
+        "compile contradicts checkpoint: a compiled step decides itself what it keeps; leave one of them out")
     if network.n != len(CLASSES): raise ValueError(
         f"n is {network.n}; expected {len(CLASSES)}, the classes of every set here; leave it out")
     if not plan.sources: raise ValueError(f"sources is empty; name at least one domain, such as {DEFAULT_SOURCES[0]}")

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 from .algorithms import pool, sides, start_memory
-from .at_size import Forecast, compute_in, recompute_encoder
+from .at_size import Forecast, compiled_step, compute_in, recompute_encoder
 from .data import (PHOTOMETRIC, RENDERED, DomainBatches, DrawnDomain, cache, check_domain, evenly, find_images,
                          read_image, say_absent, to_tensor)
 from .datasets import open_domains, open_photos
@@ -160,7 +160,9 @@ def make_algorithm(
     model = build_network(**network).to(device, memory_format=torch.channels_last)
     compute_in(model, plan.compute.precision)
     if plan.compute.checkpoint: recompute_encoder(model)
-    return cls(model, seed=plan.seed, **{n: v for n, v in plan.algorithm.items() if n not in cls.fixed})
+    algorithm = cls(model, seed=plan.seed, **{n: v for n, v in plan.algorithm.items() if n not in cls.fixed})
+    if plan.compute.compile: algorithm.meta_gradients = compiled_step()
+    return algorithm
 
 # %% ../nbs/36_runs.ipynb #0018
 def last_step(
@@ -433,7 +435,7 @@ def same(
 # %% ../nbs/36_runs.ipynb #0040
 def resume(
     out,        # run directory
-    **options,  # any field of `Work`; targets, precision, checkpoint; the rest must be what the run was planned with
+    **options,  # any field of `Work`; targets, precision, checkpoint, compile; the rest must be as it was planned
 ):              # -> Run
     "Go on with a run that was stopped."
     work, asked = apart(options)

@@ -40,7 +40,7 @@ def test_text_becomes_a_value_or_one_line(name, text):
 def test_every_switch_has_help_and_a_default_that_is_allowed(name):
     field = GROUPS[place_of(name)].model_fields[name]
     assert field.description and not field.is_required()
-    if place_of(name) != "run" and name in ("frozen_stats", "checkpoint", "flip", "aux", "pool_norm"):
+    if place_of(name) != "run" and name in ("frozen_stats", "checkpoint", "compile", "flip", "aux", "pool_norm"):
         for word in ("false", "False", False): assert not getattr(GROUPS[place_of(name)](**{name: word}), name)
     GROUPS[place_of(name)](**{name: field.default})
 

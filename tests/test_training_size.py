@@ -12,15 +12,15 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
-from pinmem import cli
+from pinmem import at_size, cli
 from pinmem.algorithms import sides
-from pinmem.at_size import Forecast, compute_in, recompute_encoder
+from pinmem.at_size import CompiledStep, Forecast, compiled_step, compute_in, recompute_encoder
 from pinmem.data import PHOTOMETRIC, DomainBatches, FolderDomain, Photos, in_processes, virtual_domains
 from pinmem.meta_step import meta_gradients
 from pinmem.model import build_model
 from pinmem.normalisation import build_network
 from pinmem.plan import ALGORITHMS, PRESETS, plan
-from pinmem.runs import make_algorithm, make_batches, open_sources
+from pinmem.runs import make_algorithm, make_batches, open_sources, train
 from pinmem.training import NoMemory, board_writer, fit, load_state, out_of_memory, read_log, state_files, to_board
 
 TINY = dict(channels=8, rates=(1, 2, 3), context_width=8, fine=4, width=8, pool_norm=False, aux=True, weights=None)
@@ -81,6 +81,65 @@ def test_what_cannot_be_recomputed_is_refused():
     model = types.SimpleNamespace(encoder=types.SimpleNamespace(backbone=torch.nn.Linear(1, 1)))
     with pytest.raises(ValueError, match="leave checkpoint out"): recompute_encoder(model)
     with pytest.raises(ValueError, match="inside of E"): plan("robustnet", checkpoint=True)
+
+
+# ------------------------------------------------------------------------------------------ one graph
+
+AS_LISTED = lambda graph, given: graph                                # the list of operations, not compiled
+
+
+def test_a_step_written_down_is_the_step():
+    "Three updates, dropout and bfloat16 included, give the same bits; a new shape gets a graph of its own."
+    made = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        model = build_network(encoder="test_resnet", **{**TINY, "aux_dropout": 0.5})
+        algorithm = ALGORITHMS["pinmem"](compute_in(model, "bf16"))
+        if compiled: algorithm.meta_gradients = CompiledStep(AS_LISTED)
+        algorithm.set_rate(1.0)
+        for t in range(3):
+            torch.manual_seed(t)
+            algorithm.update(batches(t, n=2 if t < 2 else 3))
+        made.append(algorithm)
+    assert len(made[1].meta_gradients.graphs) == 2
+    usual, listed = (a.model.state_dict() for a in made)
+    assert usual.keys() == listed.keys()
+    assert all(torch.equal(t, listed[name]) for name, t in usual.items())
+
+
+def test_wrong_labels_are_found_before_a_graph_is_used():
+    model, (a, b) = net(memory=False), batches()
+    step = CompiledStep(lambda graph, given: pytest.fail("written down"))
+    b[1][0, 0, 0] = 77
+    with pytest.raises(ValueError, match="77"):
+        step(model, dict(model.named_parameters()), dict(model.named_buffers()), None, a, b, alpha=.1)
+
+
+def test_a_run_is_compiled_or_says_why_not(tmp_path, monkeypatch, capsys):
+    small = dict(method="mldg", warm=0.0, sources=["town", "city"], steps=2, scenes=3, exam=2, size=(64, 32), encoder="test_resnet", out=None,
+                 quiet=True, workers=0, **{**SMALL, "weights": None})
+    def run(name, **more):
+        train(**{**small, "out": tmp_path / name, **more})
+        return torch.load(tmp_path / name / "state.pt", weights_only=True)["model"], capsys.readouterr().out
+    usual, _ = run("usual")
+    monkeypatch.setattr(at_size, "inductor", AS_LISTED)
+    listed, said = run("listed", compile=True)
+    assert "is compiled, for minutes, once" in said and all(torch.equal(t, listed[name]) for name, t in usual.items())
+    def broken(graph, given): raise RuntimeError("no g++ here\nand more")
+    monkeypatch.setattr(at_size, "inductor", broken)
+    without, said = run("without", compile=True)
+    assert "compile: no compiler works here (no g++ here); the step is not compiled" in said
+    assert all(torch.equal(t, without[name]) for name, t in usual.items())
+
+
+@pytest.mark.parametrize("switches, word", [(dict(method="aggregation"), "no inner step"), (dict(checkpoint=True), "checkpoint")])
+def test_what_cannot_be_compiled_is_refused(switches, word):
+    with pytest.raises(ValueError, match=word): plan(**switches, compile=True)
+
+
+def test_a_shared_step_is_not_compiled(monkeypatch):
+    monkeypatch.setattr(at_size, "ranks", lambda: (0, 2))
+    with pytest.raises(ValueError, match="several processes"): compiled_step()
 
 
 # ------------------------------------------------------------------------------------------ bfloat16
@@ -502,5 +561,5 @@ def test_a_row_on_miniatures_with_one_command(tmp_path, capsys, monkeypatch):
     assert "precision bf16, checkpoint True" in said and "paper: Pin the Memory, gs-r50" in said and "44.5" in said
     assert calls == ["float32"] * 2 + ["bf16"] * 3
     config, results = (json.loads((tmp_path / "run" / name).read_text()) for name in ("config.json", "results.json"))
-    assert config["compute"] == dict(precision="bf16", checkpoint=True) and "cityscapes/val" in results
+    assert config["compute"] == dict(precision="bf16", checkpoint=True, compile=False) and "cityscapes/val" in results
     assert len(read_log(tmp_path / "run/log.csv")["step"]) == 3
