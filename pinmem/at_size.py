@@ -121,7 +121,7 @@ class CompiledStep:
         self.compiler, self.graphs = compiler, {}
 
     def __call__(self, model, params, buffers, mem, mtr, mte, *, alpha, **how): # -> MetaStep
-        for _, y in (mtr, mte): check_ids(y, model.config["n"])
+        for _, y in (mtr, mte) if mem is not None else (): check_ids(y, len(mem))
         given = params, buffers, mem, *mtr, *mte, torch.tensor(alpha, dtype=torch.float64)
         kind = str(how), *((t.shape, t.stride(), t.dtype) for t in tree_leaves(given) if t is not None)
         def step(params, buffers, mem, x, y, x_new, y_new, alpha):

@@ -349,6 +349,7 @@ class LabRun:
         steps=600,     # length of the schedule
         domains=None,  # use the first so many sources; None: all
         tau=0.1, channels=64, # of the network, see `small_network`
+        meta=None,     # what takes the place of `meta_gradients` in a method that splits
         **switches,    # of the method
     ):
         if method not in LAB_METHODS: raise ValueError(unknown("method", method, LAB_METHODS))
@@ -361,6 +362,7 @@ class LabRun:
         fill_memory(model, self.sets)
         own = {name: v for name, v in LAB.items() if name in cls.Switches.model_fields and name not in cls.fixed}
         self.algorithm = cls(model, seed, **{**own, **switches})
+        if meta: self.algorithm.meta_gradients = meta
         self.curve, self.rows = [], []                            # dicts of scores; memories
         self.measure()
 
@@ -571,16 +573,17 @@ def run_job(
     lab,       # Lab
     job,       # LabJob
     points=10, # of the curve
+    meta=None, # as for `LabRun`
 ):             # -> dict for one line of JSON
     "Train, score along the way, at the end, and with the mean of the weights."
     started, (method, switches) = time.time(), RECIPES[job.recipe]
-    run = LabRun(spread(lab, job.strength), method, job.seed, job.steps, job.domains, channels=job.channels,
+    run = LabRun(spread(lab, job.strength), method, job.seed, job.steps, job.domains, channels=job.channels, meta=meta,
                  **{"lr": job.lr, **switches})
     for k in range(1, points + 1):
         run.go(job.steps * k // points - run.step)
         run.measure()
     short = lambda scores: {k: short(v) if isinstance(v, dict) else round(v, 3) for k, v in scores.items()}
-    return dict(job=job.model_dump(), **short(run.end()), curve=[short(row) for row in run.curve],
+    return dict(job=job.model_dump(), **short(run.end()), curve=[short(row) for row in run.curve], compiled=bool(meta),
                 seconds=round(time.time() - started, 1), torch=torch.__version__)
 
 # %% ../nbs/27_laboratory.ipynb #0072
@@ -606,14 +609,15 @@ def add_line(
 
 # %% ../nbs/27_laboratory.ipynb #0073
 def finish_job(
-    lab,  # Lab
-    job,  # LabJob
-    path, # file of the study
-):        # -> its line
+    lab,       # Lab
+    job,       # LabJob
+    path,      # file of the study
+    meta=None, # as for `LabRun`
+):             # -> its line
     "Run a job and add its line, or find the line of a job that is finished."
     for line in lab_lines(path):
         if line["job"] == job.model_dump(): return line
-    line = run_job(lab, job)
+    line = run_job(lab, job, meta=meta)
     add_line(path, line)
     return line
 
@@ -640,10 +644,11 @@ def best_rate(
     path,        # file of the study
     rates=RATES, # to choose from
     tries=2,     # seeds
+    meta=None,   # as for `LabRun`
 ):               # -> rate
     "Try the rates, take the one that is best at home, and say so."
     for lr in rates:
-        for i in range(tries): finish_job(lab, job.but(lr=lr, seed=TUNING + i), path)
+        for i in range(tries): finish_job(lab, job.but(lr=lr, seed=TUNING + i), path, meta)
     found = rate_table(lab_lines(path)).loc[tuple(getattr(job, name) for name in CONDITION)].dropna()
     tried = ", ".join(f"{lr:g}: {score:.2f}" for lr, score in found.items())
     edge = ", at the edge of the grid" if found.idxmax() in (min(rates), max(rates)) else ""
@@ -659,17 +664,20 @@ def run_study(
     lengths=(200, 600, 1000, 3000),
     rates=RATES, tries=2,  # see `best_rate`
     minutes=None,          # start nothing new after so many
+    compiled=None,         # makes for each recipe what takes the place of `meta_gradients`: `compiled_step` of 32
     **where,               # domains, strength, channels: fields of LabJob
 ):
     "Every recipe, length and seed, seed by seed, so that an interrupted study has whole pairs."
-    started, chosen = time.time(), {}
+    started, chosen, metas = time.time(), {}, {}
     for seed in seeds:
         for steps in lengths:
             for recipe in recipes:
                 if minutes and time.time() - started > 60 * minutes: return print("time is up")
-                job = LabJob(recipe=recipe, seed=seed, steps=steps, **where)
-                if (recipe, steps) not in chosen: chosen[recipe, steps] = best_rate(lab, job, path, rates, tries)
-                scores = means_of(finish_job(lab, job.but(lr=chosen[recipe, steps]), path)["mean"])
+                splits = LAB_METHODS[RECIPES[recipe][0]].splits
+                if compiled and splits and recipe not in metas: metas[recipe] = compiled()
+                job, meta = LabJob(recipe=recipe, seed=seed, steps=steps, **where), metas.get(recipe)
+                if (recipe, steps) not in chosen: chosen[recipe, steps] = best_rate(lab, job, path, rates, tries, meta)
+                scores = means_of(finish_job(lab, job.but(lr=chosen[recipe, steps]), path, meta)["mean"])
                 told = ", ".join(f"{group} {score:.1f}" for group, score in scores.items())
                 print(f"{recipe}, {steps} steps, seed {seed}: {told}", flush=True)
 

@@ -9,6 +9,7 @@ import torch
 from helpers import complaint
 from pinmem import laboratory as lb
 from pinmem.algorithms import split_batches
+from pinmem.at_size import CompiledStep
 from pinmem.data import to_tensor
 from pinmem.datasets import open_domain
 from pinmem.encoders import build_backbone, colours, standardise
@@ -192,6 +193,21 @@ def test_study_resumes_without_double_lines(lab, tmp_path, capsys):
     jobs = [json.dumps(line["job"]) for line in lab_lines(path)]
     assert len(jobs) == len(set(jobs)) == 2 * (2 + 3)
     assert str(tmp_path) not in path.read_text()
+
+
+def test_a_study_shares_what_was_compiled(lab, tmp_path):
+    "One graph for each kind of split serves all seeds and lengths; a method without splits compiles nothing."
+    made, usual, listed = [], tmp_path / "usual.jsonl", tmp_path / "listed.jsonl"
+    def compiled():
+        made.append(CompiledStep(lambda graph, given: graph))
+        return made[-1]
+    for path, how in ((usual, {}), (listed, dict(compiled=compiled))):
+        run_study(lab, path, ("aggregation", "pinmem"), (0, 1), (6, 8), rates=(1e-3,), tries=1, domains=3, **how)
+    assert [len(meta.graphs) for meta in made] == [2]                  # 3 + 6 and 6 + 3 pictures
+    rows = [[{k: v for k, v in line.items() if k not in ("seconds", "compiled")} for line in lab_lines(path)]
+            for path in (usual, listed)]
+    assert rows[0] == rows[1]
+    assert {(line["job"]["recipe"], line["compiled"]) for line in lab_lines(listed)} == {("aggregation", False), ("pinmem", True)}
 
 
 def test_rate_is_chosen_on_the_sources_alone(lab, tmp_path):

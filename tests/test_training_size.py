@@ -108,11 +108,11 @@ def test_a_step_written_down_is_the_step():
 
 
 def test_wrong_labels_are_found_before_a_graph_is_used():
-    model, (a, b) = net(memory=False), batches()
+    model, (a, b) = net(), batches()
     step = CompiledStep(lambda graph, given: pytest.fail("written down"))
     b[1][0, 0, 0] = 77
     with pytest.raises(ValueError, match="77"):
-        step(model, dict(model.named_parameters()), dict(model.named_buffers()), None, a, b, alpha=.1)
+        step(model, dict(model.named_parameters()), dict(model.named_buffers()), model.mem, a, b, alpha=.1)
 
 
 def test_a_run_is_compiled_or_says_why_not(tmp_path, monkeypatch, capsys):
