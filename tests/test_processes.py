@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from helpers import complaint, notebook_processes
-from pinmem import algorithms
-from pinmem.algorithms import Algorithm
+from pinmem.algorithms import MLDG, Algorithm
 from pinmem.cli import main
 from pinmem.data import DomainBatches, DrawnDomain
 from pinmem.metrics import own, ranks
@@ -62,7 +61,7 @@ def make(method):
 
 def take_steps(method, steps=3):
     "-> dict: everything that some steps give, by name."
-    algorithm, found, taken, meta = make(method), {}, Algorithm.step_on, algorithms.meta_gradients
+    algorithm, found, taken, meta = make(method), {}, Algorithm.step_on, MLDG.meta_gradients
     def step_on(self, grads):
         found.update({f"gradient {self.steps} {name}": g.clone() for name, g in grads.items() if g is not None})
         taken(self, grads)
@@ -73,7 +72,7 @@ def take_steps(method, steps=3):
         return step
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Algorithm, "step_on", step_on)
-        patch.setattr(algorithms, "meta_gradients", meta_gradients)
+        patch.setattr(MLDG, "meta_gradients", staticmethod(meta_gradients))
         for t in range(steps):
             batches, photos = deal(t)
             log = algorithm.update(batches, *([photos] if algorithm.unlabelled else []))
@@ -163,7 +162,8 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize("n", [2, 3])
 def test_a_step_of_many_is_the_step_of_one(method, n, folder):
     "Gradients, log, weights, statistics, memory, in all processes."
-    one = torch.load(folder / f"{method} 1 0.pt")
+    one, cls = torch.load(folder / f"{method} 1 0.pt"), ALGORITHMS[method]
+    assert ("hat 0" in one and "prime 0" in one) == (cls.splits and cls.network["memory"])
     for r in range(n):
         many = torch.load(folder / f"{method} {n} {r}.pt")
         last = length(method, n) - 1
