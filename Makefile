@@ -71,7 +71,7 @@ LENGTHS ?= 200,600,1000,3000
 LAB_METHODS ?= aggregation,aggregation-memory,mldg-first,mldg,episodic-memory,pinmem,pinmem+
 LAB_OUT ?= nbs/results/laboratory.jsonl
 LAB_MINUTES ?= None
-LAB_COMPILED ?= compiled_step
+LAB_COMPILED ?= None
 KEEP_MEMORY := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2000000000 MALLOC_TOP_PAD_=200000000  # 15 % faster: no page is given back
 laboratory: SEEDS := $(if $(filter file,$(origin SEEDS)),$(shell seq -s, 0 19),$(SEEDS))
 laboratory: $(READY)       ## the study of nbs/27_laboratory: methods x 20 seeds x lengths on features in LAB; goes on where it was stopped
