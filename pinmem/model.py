@@ -186,7 +186,7 @@ class Network(Settings):
     memory: bool = switch(True, "False: the same network without memory, U, G and fusion")
     n: int = switch(19, "N, number of classes", 2)
     output_stride: int | None = switch(None, "image pixels for each cell of f; None: the head's own", 1, 64)
-    head: Literal[tuple(STRIDES)] = switch("deeplabv3plus", "context and decoder")
+    head: Literal[tuple(STRIDES)] = switch("deeplabv3plus", "decoder")
     early_stride: bool = switch(False, "the backbone as in the released DeepLabV2")
     ceil_pool: bool = switch(False, "the backbone's pooling rounds up, as in the released DeepLabV2 of CLAN")
     tau: float = switch(1.0, "temperature of the read", 1e-3, 1e3)

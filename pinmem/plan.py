@@ -103,7 +103,7 @@ class Computing(Settings):
     "How a step is computed; it changes speed and memory, and rounding at most."
     precision: Literal["float32", "bf16"] = switch("float32", "of the encoder and the decoder")
     checkpoint: bool = switch(False, "keep no maps inside the encoder, compute them twice")
-    compile: bool = switch(False, "compile the meta-step: minutes for each kind of split, for runs of many hours")
+    compile: bool = switch(False, "compile the meta-step: minutes for each kind of split")
 
 # %% ../nbs/30_plan.ipynb #0012
 class Protocol(Settings):
