@@ -113,7 +113,7 @@ def inductor(
 
 # %% ../nbs/32_at_size.ipynb #jt05
 class CompiledStep:
-    "`meta_gradients` with one compiled graph for each kind of split."
+    "`meta_gradients` with one compiled graph for each kind of split; for networks that differ in values alone."
     def __init__(
         self,
         compiler, # function of a graph and its arguments, such as `inductor`
@@ -133,15 +133,15 @@ class CompiledStep:
         with torch.no_grad(): return MetaStep(**self.graphs[kind](*given))
 
 # %% ../nbs/32_at_size.ipynb #jt07
-def compiled_step(): # -> `meta_gradients` or a `CompiledStep`
-    "What takes the place of `meta_gradients` in a compiled run; where nothing compiles, one line says so."
+def compiled_step(): # -> `CompiledStep`, or None where nothing compiles
+    "What takes the place of `meta_gradients` in a compiled run; without a compiler one line says so."
     if ranks()[1] > 1: raise ValueError(
         "compile: a step that several processes share is not compiled; leave it out, or start one process")
     one = torch.ones(8)
     try: inductor(make_fx(lambda x: x + 1)(one), [one])(one)
     except RuntimeError as error:
         print(f"compile: no compiler works here ({str(error).splitlines()[0]}); the step is not compiled", flush=True)
-        return meta_gradients
+        return None
     return CompiledStep(inductor)
 
 # %% ../nbs/32_at_size.ipynb #0045

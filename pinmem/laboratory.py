@@ -354,6 +354,7 @@ class LabRun:
     ):
         if method not in LAB_METHODS: raise ValueError(unknown("method", method, LAB_METHODS))
         cls = LAB_METHODS[method]
+        if meta and not cls.splits: raise ValueError(f"meta: {method} takes no inner step; leave it out")
         self.lab, self.method, self.seed, self.steps = lab, method, seed, steps
         self.sources = list(lab.train)[:domains]
         self.sets = [lab.train[name] for name in self.sources]

@@ -161,7 +161,7 @@ def make_algorithm(
     compute_in(model, plan.compute.precision)
     if plan.compute.checkpoint: recompute_encoder(model)
     algorithm = cls(model, seed=plan.seed, **{n: v for n, v in plan.algorithm.items() if n not in cls.fixed})
-    if plan.compute.compile: algorithm.meta_gradients = compiled_step()
+    if plan.compute.compile: algorithm.meta_gradients = compiled_step() or algorithm.meta_gradients
     return algorithm
 
 # %% ../nbs/36_runs.ipynb #0018

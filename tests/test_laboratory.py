@@ -208,6 +208,9 @@ def test_a_study_shares_what_was_compiled(lab, tmp_path):
             for path in (usual, listed)]
     assert rows[0] == rows[1]
     assert {(line["job"]["recipe"], line["compiled"]) for line in lab_lines(listed)} == {("aggregation", False), ("pinmem", True)}
+    run_study(lab, tmp_path / "none.jsonl", ("pinmem",), (0,), (2,), rates=(1e-3,), tries=1, compiled=lambda: None)
+    assert not any(line["compiled"] for line in lab_lines(tmp_path / "none.jsonl"))          # no compiler here
+    complaint(ValueError, lambda: LabRun(lab, "aggregation", meta=made[0]), "aggregation", "no inner step")
 
 
 def test_rate_is_chosen_on_the_sources_alone(lab, tmp_path):
