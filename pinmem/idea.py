@@ -391,6 +391,7 @@ def home_and_away(
 def claims(
     main,        # lines of results/main.jsonl
     adapted,     # lines of results/adaptation.jsonl
+    bench,       # two pairs of lists, `bench_gains` of 27_laboratory
     published,   # function of 35_published
     difference,  # function: two lists -> dict mean, low, high, n; `paired_difference` of 34_evaluation
 ):               # list of (words, gain in the paper or None, difference on unseen styles, difference on photographs)
@@ -402,10 +403,11 @@ def claims(
         return [difference(*paired_scores(rows, method, base, names)) for names in (styles, ['camvid/test'])]
     paper = printed('gs-r50', 'Pin the Memory', 'baseline', 'cityscapes', 'bdd100k', 'mapillary')
     return [('**Pin the Memory**, over aggregation', paper, *here(main, 'pinmem', 'aggregation', UNSEEN)),
+            ('the same on a bench of stored features, trained for longer', None, *(difference(*both) for both in bench)),
             ('**pinmem+**, ours, over aggregation', None, *here(main, 'pinmem+', 'aggregation', UNSEEN)),
             ('**Feature To Adapt**, its loss over the same training without it',
              printed('fta-plain', 'CLAN + norm', 'CLAN', 'cityscapes'),
-             *here(adapted, 'norm-only', 'bn-only', ['fog']))]
+             *here(adapted, 'norm-only', 'bn-only', ['fog', 'night']))]
 
 # %% ../nbs/10_idea.ipynb #0059
 def verdict(

@@ -9,7 +9,7 @@ __all__ = ['LAB_METHODS', 'LAB', 'RECIPES', 'PAPER_RECIPES', 'TUNING', 'RATES', 
            'half_cosine', 'grid_miou', 'score_lab', 'means_of', 'LabRun', 'memory_plane', 'draw_curves',
            'draw_memory_path', 'race_figure', 'lab_controls', 'race_runs', 'next_turn', 'LiveLab', 'LabJob', 'run_job',
            'lab_lines', 'add_line', 'finish_job', 'rate_table', 'best_rate', 'run_study', 'lab_frame', 'lab_pairs',
-           'plot_gains']
+           'bench_gains', 'plot_gains']
 
 # %% ../nbs/27_laboratory.ipynb #0004
 import asyncio, functools, inspect, io, json, math, time
@@ -711,6 +711,18 @@ def lab_pairs(
         found.append(dict(recipe=recipe, **dict(zip(same, where)), lr=ours.lr.iloc[0], n=len(both),
                           fall=both.fall_base.mean(), ours=both[score].tolist(), theirs=both[f"{score}_base"].tolist()))
     return pd.DataFrame(found, columns=[*CONDITION, "lr", "n", "fall", "ours", "theirs"])
+
+# %% ../nbs/27_laboratory.ipynb #0081a
+def bench_gains(
+    lines,              # of `lab_lines`
+    recipe,             # key of RECIPES
+    steps,              # length of the trainings
+    base="aggregation", # what it is compared with
+):                      # -> for unseen styles and for photographs: (ours, theirs), lists over common seeds
+    "The pairs of one recipe at one length."
+    frame = lab_frame(lines)
+    def pairs(score): return lab_pairs(frame[frame.steps == steps], score, base).set_index("recipe")
+    return [tuple(pairs(score).loc[recipe, ["ours", "theirs"]]) for score in ("unseen", "photos")]
 
 # %% ../nbs/27_laboratory.ipynb #0083
 def plot_gains(

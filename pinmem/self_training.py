@@ -150,7 +150,7 @@ class SelfTraining(Algorithm):
 
     class Switches(Algorithm.Switches, Objective):
         "What may be chosen about the labels."
-        lam_photo: float = switch(1.0, "weight of the photographs' loss; 0: the control", 0, 1e3)
+        lam_photo: float = switch(0.5, "weight of the photographs' loss; 0: the control", 0, 1e3)
         slow: float = switch(0.98, "κ, share of the teacher that stays at a step", 0, 1)
         sharpen: float = switch(0.7, "temperature of the labels, below 1: surer than the teacher", 0.01, 10)
         align: float = switch(1.0, "how far their class shares follow those of the sources; 0: not", 0, 1)

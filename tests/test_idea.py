@@ -162,9 +162,11 @@ def test_scores_are_paired_by_seed():
 
 
 def test_claims_by_hand():
-    first, plus, norm = claims(MAIN, ADAPTED, published, paired_difference)
+    bench = ([31., 33.], [30., 30.]), ([41.], [40.])
+    first, same, plus, norm = claims(MAIN, ADAPTED, bench, published, paired_difference)
     assert np.isclose(first[1], (44.51 - 33.42 + 38.07 - 29.07 + 42.70 - 32.19) / 3)
     assert np.isclose(first[2]["mean"], 5.5) and np.isclose(first[3]["mean"], -.5) and first[2]["n"] == 2
+    assert same[1] is None and same[2]["mean"] == 2 and same[3] == dict(mean=1., low=None, high=None, n=1)
     assert plus[1] is None and plus[2]["mean"] == 0
     assert np.isclose(norm[1], 44.81 - 43.2) and np.isclose(norm[2]["mean"], -1) and np.isclose(norm[3]["mean"], 2)
     lines = claim_table([first, plus, norm]).splitlines()
