@@ -57,10 +57,10 @@ UNSEEN := night,fog,rain,glare,desert
 compare: $(READY)          ## three methods, five seeds; goes on where it was stopped; CAMVID=FOLDER adds photographs
 	$(BIN)/pinmem compare --methods $(METHODS) --seeds $(SEEDS) --processes 2 --targets $(UNSEEN)$(if $(CAMVID),$(comma)camvid:$(CAMVID))
 
-ADAPT   := --processes 2 --photos $(CAMVID)/train --targets fog,night,camvid:$(CAMVID)/test
+ADAPT   := --processes 2 --lr 1e-3 --steps 200 --scenes 100 --exam 20 --photos $(CAMVID)/train --targets fog,night,camvid:$(CAMVID)/test
 adaptation: $(READY)       ## methods that adapt, five seeds, from the runs of `make compare`; CAMVID=FOLDER with train/ and test/
 	@test -n "$(CAMVID)" || { echo "name the photographs: make adaptation CAMVID=FOLDER, with train/ and test/ in it"; exit 2; }
-	$(BIN)/pinmem compare --methods source-only,bn-only,norm-only,min-entropy,max-square,max-square+norm,adaptsegnet $(ADAPT) \
+	$(BIN)/pinmem compare --methods source-only,bn-only,norm-only,max-square,self-training,self-training-memory,min-entropy,max-square+norm,adaptsegnet $(ADAPT) \
 		--seeds $(SEEDS) --begin 'runs/compare/pinmem-default-{seed}-*' --out runs/adapt
 	$(BIN)/pinmem compare --methods aggregation --head twoheads --output-stride 16 --seeds $(SEEDS) --processes 2 --out runs/twoheads
 	$(BIN)/pinmem compare --methods source-only,bn-only,clan,clan+norm $(ADAPT) \

@@ -177,3 +177,17 @@ def test_gradient_of_the_photographs_loss(weight):
     q = torch.softmax(torch.randn(1, 2, 2, 2, dtype=torch.double), 1)
     weight = None if weight is None else weight.double()
     assert torch.autograd.gradcheck(lambda z: photo_loss(z, q, weight), logits)
+
+
+def test_aligned_labels_go_towards_the_shares_of_the_sources():
+    "And only as far as `align` says; what the slow means have seen counts, not one batch alone."
+    y = torch.tensor([[[0, 0, 0, 1], [0, 0, 1, IGNORE]]])                         # 5 : 2
+    q = torch.full((1, 19, 2, 4), 1e-3); q[:, 0], q[:, 1] = .9, .1 - 17e-3
+    share = lambda q: float(q[:, 1].mean())
+    learner, off = make(SelfTraining), make(SelfTraining, align=0.0)
+    once = learner.aligned(q, y)
+    assert torch.equal(off.aligned(q, y), q / q.sum(1, keepdim=True))
+    assert share(q) < share(once) < 0.4
+    torch.testing.assert_close(learner.shares[1, :3], torch.tensor([5 / 7, 2 / 7, 0]))
+    learner.aligned(q, torch.zeros_like(y))
+    torch.testing.assert_close(learner.shares[1, 1], torch.tensor(.95 * 2 / 7))
