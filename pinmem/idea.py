@@ -403,7 +403,7 @@ def claims(
         return [difference(*paired_scores(rows, method, base, names)) for names in (styles, ['camvid/test'])]
     paper = printed('gs-r50', 'Pin the Memory', 'baseline', 'cityscapes', 'bdd100k', 'mapillary')
     return [('**Pin the Memory**, over aggregation', paper, *here(main, 'pinmem', 'aggregation', UNSEEN)),
-            ('the same on a bench of stored features, trained for longer', None, *(difference(*both) for both in bench)),
+            ('the same on a bench of stored features, trained longer', None, *[difference(*both) for both in bench]),
             ('**pinmem+**, ours, over aggregation', None, *here(main, 'pinmem+', 'aggregation', UNSEEN)),
             ('**Feature To Adapt**, its loss over the same training without it',
              printed('fta-plain', 'CLAN + norm', 'CLAN', 'cityscapes'),
