@@ -714,14 +714,13 @@ def lab_pairs(
 
 # %% ../nbs/27_laboratory.ipynb #0081a
 def bench_gains(
-    lines,              # of `lab_lines`
-    recipe,             # key of RECIPES
-    steps,              # length of the trainings
-    base="aggregation", # what it is compared with
-):                      # -> for unseen styles and for photographs: (ours, theirs), lists over common seeds
+    lines,  # of `lab_lines`
+    recipe, # key of RECIPES
+    steps,  # length of the trainings
+):          # -> for unseen styles and for photographs: scores of the recipe and of aggregation, lists over common seeds
     "The pairs of one recipe at one length."
     frame = lab_frame(lines)
-    def pairs(score): return lab_pairs(frame[frame.steps == steps], score, base).set_index("recipe")
+    def pairs(score): return lab_pairs(frame[frame.steps == steps], score).set_index("recipe")
     return [tuple(pairs(score).loc[recipe, ["ours", "theirs"]]) for score in ("unseen", "photos")]
 
 # %% ../nbs/27_laboratory.ipynb #0083
