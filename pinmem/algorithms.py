@@ -263,7 +263,7 @@ class PinTheMemory(MLDG):
     class Switches(MLDG.Switches, Objective):
         "What Pin the Memory may choose."
         prime: Literal["prime_frozen_e", "prime", "hat", "prime_frozen_eu"] = switch(
-            "prime_frozen_e", "memory that the meta-test reads (Table 6), see `prime_memory`")
+            "prime_frozen_e", "the meta-test's memory, Table 6")
 
         @model_validator(mode="after")
         def something_teaches_u(self):

@@ -8,8 +8,8 @@ __all__ = ['PICTURE_KINDS', 'TURNS', 'LABEL_ENDINGS', 'RENDERED', 'DEFAULT_SOURC
            'list_pairs', 'find_images', 'Photos', 'photo_files', 'resize_pair', 'check_turn', 'read_pair',
            'FolderDomain', 'CamVidDomain', 'evenly', 'check_domain', 'say_absent', 'rendered_folder', 'to_tensor',
            'to_image', 'pick_box', 'cut', 'saturate', 'turn_hue', 'colour_map', 'draw_colours', 'clouds', 'photometric',
-           'to_bytes', 'curve', 'compress', 'augment', 'epoch_order', 'which', 'ahead', 'as_it_is', 'leave_interrupts',
-           'in_processes', 'cache', 'DomainBatches', 'split_domains', 'virtual_domains']
+           'to_bytes', 'curve', 'compress', 'augment', 'epoch_order', 'which', 'drawn_from', 'ahead', 'as_it_is',
+           'leave_interrupts', 'in_processes', 'cache', 'DomainBatches', 'split_domains', 'virtual_domains']
 
 # %% ../nbs/02_data.ipynb #0003
 import contextlib, copy, functools, io, itertools, signal, warnings
@@ -570,6 +570,17 @@ def which(
 ):         # index of the next one
     "Every picture once an epoch, every epoch in a fresh order."
     return int(epoch_order(seed, d, k // n, n)[k % n])
+
+# %% ../nbs/02_data.ipynb #0086b
+def drawn_from(
+    held,       # list: for each domain x (P, ...) and y (P, ...), tensors
+    seed,       # of the order
+    step,       # its number
+    per_domain, # of each
+):              # -> list with one (x, y) for each domain
+    "The batches of one step, a function of (seed, step)."
+    def places(d, n): return [which(seed, d, step * per_domain + i, n) for i in range(per_domain)]
+    return [(x[i], y[i]) for d, (x, y) in enumerate(held) for i in [places(d, len(x))]]
 
 # %% ../nbs/02_data.ipynb #0088
 def ahead(

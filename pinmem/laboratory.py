@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from .algorithms import (Aggregation, AggregationMemory, EpisodicMemory, FirstOrderMLDG, MLDG, PinTheMemory)
-from .data import DEFAULT_SOURCES, cache, evenly, resize_pair, to_tensor, which
+from .data import DEFAULT_SOURCES, cache, drawn_from, evenly, resize_pair, to_tensor
 from .datasets import open_domain
 from .decoders import DeepLabV2, conv_bn_relu
 from .encoders import build_backbone, colours, quicken, standardise
@@ -284,8 +284,7 @@ def lab_batches(
     per_domain=3, # pictures of each
 ):                # -> list of (x (B, C, h, w), y (B, h, w)), one for each domain
     "The pictures of one step, a function of (seed, step)."
-    places = [[which(seed, d, step * per_domain + i, len(s.x)) for i in range(per_domain)] for d, s in enumerate(sets)]
-    return [(s.x[i], s.y[i]) for s, i in zip(sets, places)]
+    return drawn_from([(s.x, s.y) for s in sets], seed, step, per_domain)
 
 # %% ../nbs/27_laboratory.ipynb #0040
 @torch.no_grad()
@@ -554,7 +553,10 @@ RECIPES = {name: (name, {}) for name in LAB_METHODS} | {
     "tau 1": ("pinmem", dict(tau=1.)), "tau 0.3": ("pinmem", dict(tau=.3)), "tau 0.02": ("pinmem", dict(tau=.02)),
     "alpha 0.01": ("pinmem", dict(alpha=.01)), "alpha 0.3": ("pinmem", dict(alpha=.3)),
     "weight decay 0.2": ("aggregation", dict(weight_decay=.2)),       # is it only regularisation?
+    "weight decay 0.5": ("aggregation", dict(weight_decay=.5)),
     "weight decay 1": ("aggregation", dict(weight_decay=1.)),
+    "mldg, weight decay 0.2": ("mldg", dict(weight_decay=.2)),        # and does the split add to it?
+    "pinmem, weight decay 0.2": ("pinmem", dict(weight_decay=.2)),
 }
 PAPER_RECIPES = ("aggregation", "aggregation-memory", "mldg-first", "mldg", "episodic-memory", "pinmem", "pinmem+")
 

@@ -78,6 +78,7 @@ class Data(Settings):
     balance: float = switch(0.5, "rare classes weigh more in L_seg, by this power of rarity; 0: no weights", 0, 10)
     unweigh: float = switch(0.5, "share of the class weights that is taken back at the end", 0, 1)
     settle: int = switch(25, "batches from which BatchNorm's statistics are collected anew at the end", 0)
+    second_phase: int = switch(0, "steps of all but the frozen backbone at the end, on kept maps (notebook 28)", 0)
     memory_images: int = switch(100, "images of each source that fill the first memory; 0: all", 0)
     without: str | None = switch(None, "classes to learn nothing of, their pixels are ignored: person,rider")
 
@@ -269,13 +270,15 @@ def fits(
     fixed, meta = {**cls.network, **cls.fixed}, takes(PinTheMemory) - takes(AggregationMemory)
     if name in cls.network and value == fixed[name]: return None
     if name in fixed: return f"it means {name}={fixed[name]}"
+    if name == "second_phase" and value and cls.unlabelled: return "it needs photographs in every step"
+    if name in ("second_phase", "checkpoint") and value and cls.network.get("norm") == "isw":
+        return "its loss needs the inside of E"
     if name == "domains": return "it splits its domains in two" if cls.splits and value == 1 else None
     if name in ("photos", "photos_per_step") and value: return None if cls.unlabelled else "it learns from labels alone"
     if name == "settle" and value and not cls.settles: return "its statistics come from the photographs, too"
     if name == "warm" and not value: return None
     if name == "photometric_test": return None if cls.splits or not value else "it has no meta-test"
     if name == "compile" and value: return None if cls.splits else "it takes no inner step"
-    if name == "checkpoint" and value and cls.network.get("norm") == "isw": return "its loss needs the inside of E"
     if name in ABOUT_MEMORY: return None if cls.network.get("memory", True) else "it has no memory"
     if place_of(name) != "algorithm" or name in takes(cls): return None
     if name == "prime": return "it has no meta-test that reads a memory"

@@ -31,6 +31,8 @@ def check_crops(
     if n > crops: raise ValueError(
         f"{n} processes share the {crops} crops of a step ({len(plan.sources)} sources, "
         f"per_domain={plan.data.per_domain}); expected no more processes than crops; start fewer, or raise per_domain")
+    if n > 1 and plan.data.second_phase: raise ValueError(
+        f"second_phase={plan.data.second_phase} is for one process, and {n} were started; leave it out, or start one")
 
 # %% ../nbs/33_processes.ipynb #0015
 def own_device(

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['PHOTOS', 'EXAM', 'BELOW', 'ABOVE', 'METHOD', 'VIDEOS', 'Work', 'pick_device', 'new_folder', 'DrawnWithout',
            'leave_out', 'open_sources', 'change_of', 'make_batches', 'make_photos', 'make_algorithm', 'last_step',
-           'kinds', 'to_device', 'watchers', 'settle', 'learn', 'Run', 'exams', 'follow', 'carry_out', 'prepare',
-           'go_on_from', 'like_streets', 'doubt_streets', 'train', 'apart', 'same', 'resume', 'estimate', 'adapt',
-           'evaluate', 'Prediction', 'predict', 'predict_unknown', 'frames_of', 'pictures_of', 'same_work', 'decides',
-           'predict_many']
+           'kinds', 'to_device', 'watchers', 'settle', 'learn_above', 'learn', 'Run', 'exams', 'follow', 'carry_out',
+           'prepare', 'go_on_from', 'like_streets', 'doubt_streets', 'train', 'apart', 'same', 'resume', 'estimate',
+           'adapt', 'evaluate', 'Prediction', 'predict', 'predict_unknown', 'frames_of', 'pictures_of', 'same_work',
+           'decides', 'predict_many']
 
 # %% ../nbs/36_runs.ipynb #0003
 import copy, functools, hashlib, json
@@ -19,8 +19,8 @@ import torch
 from tqdm.auto import tqdm
 from .algorithms import pool, sides, start_memory
 from .at_size import Forecast, compiled_step, compute_in, recompute_encoder
-from .data import (PHOTOMETRIC, RENDERED, DomainBatches, DrawnDomain, cache, check_domain, evenly, find_images,
-                         read_image, say_absent, to_tensor)
+from .data import (PHOTOMETRIC, RENDERED, DomainBatches, DrawnDomain, cache, check_domain, drawn_from, evenly,
+                         find_images, read_image, say_absent, to_tensor)
 from .datasets import open_domains, open_photos
 from .evaluation import score, segment, unknown_map
 from .labels import CLASSES, IGNORE, colourise
@@ -30,10 +30,11 @@ from .normalisation import build_network
 from .plan import (ALGORITHMS, Computing, Plan, class_ids, in_words, place_of, plan, plan_adaptation, read_plan,
                          versions)
 from .processes import agree, check_crops, code, launched, own_device, together
+from .second_phase import KEPT, above, keep_maps, second_algorithm
 from .settings import Settings, switch
 from .streets import STYLES
 from .training import (RecordMemory, board_writer, check_alike, fit, load_run, load_state, read_config, read_log,
-                             save_config, save_model, to_board, whole_file)
+                             save_config, save_model, to_board, whole_file, write_log)
 from .variants import unweigh, weigh_classes
 
 # %% ../nbs/36_runs.ipynb #0006
@@ -224,6 +225,29 @@ def settle(
     streams = [part.stream(step, step + n) for part in (batches, photos) if part]
     collect_statistics(model, (pool(sum(found, []))[0].to(model.device) for found in zip(*streams)))
 
+# %% ../nbs/36_runs.ipynb #sp02
+def learn_above(
+    algorithm, # after its last step
+    batches,   # DomainBatches
+    plan,      # `Plan`
+    folder,    # run directory
+    done,      # number of steps taken
+    work,      # `Work`
+):
+    "The second phase, where there is one."
+    model, steps = algorithm.model, plan.data.second_phase
+    if not steps: return
+    stream = tqdm(batches.stream(done, done + min(KEPT, steps)), "maps", min(KEPT, steps), disable=work.quiet)
+    encoder, kept = keep_maps(model, stream)
+    def draw(t): return drawn_from(kept, plan.seed, t, plan.data.per_domain)
+    with above(model, encoder):
+        second = second_algorithm(algorithm)
+        _, rows = fit(second, draw, steps, progress=not work.quiet)
+        second.end()
+        more = range(steps, steps + min(plan.data.settle, steps))
+        if more: collect_statistics(model, (pool(draw(t))[0] for t in more))
+    write_log(folder / "log.csv", [{**row, "step": done + row["step"]} for row in rows])
+
 # %% ../nbs/36_runs.ipynb #0025
 def learn(
     algorithm,  # from `make_algorithm`
@@ -244,9 +268,10 @@ def learn(
                       last_step(plan, work.stop), work.minutes, progress=not work.quiet, watch=watch, keep=work.keep,
                       unlabelled=unseen and (lambda step: next(unseen)[0][0].to(device)))
         algorithm.end()
-        unweigh(algorithm.model, plan.data.unweigh)
         both = photos if algorithm.settles == "both" else None
         settle(algorithm.model, batches, both, done, min(plan.data.settle, done))
+        if done >= last_step(plan) or algorithm.done >= 1: learn_above(algorithm, batches, plan, folder, done, work)
+        unweigh(algorithm.model, plan.data.unweigh)
         if done < plan.steps: print(f"stopped after step {done} of {plan.steps}; what was learned is kept")
     finally:
         stream.close()
@@ -459,7 +484,7 @@ def estimate(
     if launched()[1] > 1: raise ValueError("estimate: looks at one process alone; start it without torchrun")
     work, switches = apart(options)
     made = plan(sources=sources, steps=steps, **switches)
-    print(in_words(made), flush=True)
+    print(in_words(made) + "\nthe second phase is not in it" * bool(made.data.second_phase), flush=True)
     last, device = last_step(made, work.stop), pick_device(work.device)
     warm, split = kinds(made.algorithm.get("warm", 0.0), made.steps, 0, last)
     few, more = min(4, warm), min(4, split)
