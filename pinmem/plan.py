@@ -416,7 +416,7 @@ def plan(
     return made
 
 # %% ../nbs/30_plan.ipynb #ad02
-ADAPT = Preset(steps=300, algorithm=Learning(lr=5e-4, encoder_lr=0.3, average=0.6))  # it is trained already
+ADAPT = Preset(steps=200, algorithm=Learning(lr=1e-3, encoder_lr=0.3, average=0.6))  # it is trained already
 
 # %% ../nbs/30_plan.ipynb #ad04
 def adapters(
@@ -434,7 +434,7 @@ def plan_adaptation(
     begin,      # its folder
     method,     # key of ALGORITHMS
     photos,     # list: pictures, folders, styles or NAME:PATH
-    steps=None, # length of the schedule; None: 300
+    steps=None, # length of the schedule; None: 200
     **switches, # of the method, the data, the computation, the score; targets, seed
 ):              # -> Plan
     "What adapts a run, checked."

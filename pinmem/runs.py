@@ -500,7 +500,7 @@ def estimate(
     finally: stream.close()
 
 # %% ../nbs/36_runs.ipynb #adp2
-METHOD = "norm-only"  # what adapts a run when nobody chooses
+METHOD = "self-training"  # what adapts a run when nobody chooses
 
 # %% ../nbs/36_runs.ipynb #adp1
 def adapt(

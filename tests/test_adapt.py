@@ -120,7 +120,7 @@ def test_mistakes_are_one_line(start, photos, tmp_path, capsys):
         ([run, str(photos), "--method", "mldg"], "cannot adapt"),
         ([run, str(photos), "--method", "norm_only"], "did you mean 'norm-only'?"),
         ([run, str(photos), "--lam-norm", "-1"], "lam_norm is '-1'"),
-        ([run, str(photos), "--settle", "5"], "its statistics come from the photographs, too"),
+        ([run, str(photos), "--method", "norm-only", "--settle", "5"], "its statistics come from the photographs, too"),
         ([str(photos), str(photos)], "is not a run directory"),
         ([run, str(photos), "--resume"], "no such file"),
     ):

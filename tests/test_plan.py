@@ -96,7 +96,7 @@ def test_defaults_of_the_recipe_are_what_they_were():
     wanted = dict(lr=3e-3, encoder_lr=0.3, alpha=0.1, objective="sum", warm=0.75, average=0.6, momentum=0.8, lam1=0.02, lam2=0.2, order=2)
     assert {name: made.algorithm[name] for name in wanted} == wanted and made.model.given() == dict(tau=0.1, memory=True)
     assert made.data.model_dump() == dict(per_domain=2, crop=(192, 96), scale=(0.5, 2.0), photometric="strong", photometric_test=None,
-                                          rare=0.25, balance=0.5, unweigh=0.5, settle=25, memory_images=100, photos_per_step=4,
+                                          rare=0.25, balance=0.5, unweigh=0.5, settle=25, second_phase=0, memory_images=100, photos_per_step=4,
                                           without=None)
 
 
