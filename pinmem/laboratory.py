@@ -555,8 +555,8 @@ RECIPES = {name: (name, {}) for name in LAB_METHODS} | {
     "weight decay 0.2": ("aggregation", dict(weight_decay=.2)),       # is it only regularisation?
     "weight decay 0.5": ("aggregation", dict(weight_decay=.5)),
     "weight decay 1": ("aggregation", dict(weight_decay=1.)),
-    "mldg, weight decay 0.2": ("mldg", dict(weight_decay=.2)),        # and does the split add to it?
-    "pinmem, weight decay 0.2": ("pinmem", dict(weight_decay=.2)),
+    "mldg weight decay 0.2": ("mldg", dict(weight_decay=.2)),         # and does the split add to it?
+    "pinmem weight decay 0.2": ("pinmem", dict(weight_decay=.2)),
 }
 PAPER_RECIPES = ("aggregation", "aggregation-memory", "mldg-first", "mldg", "episodic-memory", "pinmem", "pinmem+")
 

@@ -3,9 +3,14 @@ import pytest
 import torch
 
 from helpers import complaint
+from pinmem.algorithms import pool
+from pinmem.data import drawn_from
+from pinmem.model import collect_statistics
 from pinmem.plan import ALGORITHMS, plan
 from pinmem.processes import check_crops
-from pinmem.runs import Run, estimate, resume, train
+from pinmem.runs import Run, Work, estimate, make_batches, open_sources, prepare, resume, train
+from pinmem.second_phase import above, keep_maps, second_algorithm
+from pinmem.training import lr_factor, read_state
 
 TINY = dict(encoder="test_resnet", weights=None, channels=16, rates=(1, 2), context_width=8, fine=8, width=16)
 SMALL = dict(sources=["town", "winter"], size=(128, 64), scenes=4, exam=2, quiet=True, threads=1, workers=0, device="cpu",
@@ -73,3 +78,29 @@ def test_estimate_says_that_it_is_not_in_it(capsys):
     given = {name: value for name, value in SMALL.items() if name not in ("steps", "targets", "quiet")}
     estimate(method="aggregation", steps=4, second_phase=5, **given)
     assert "the second phase is not in it" in capsys.readouterr().out
+
+
+def test_a_run_that_the_clock_ends_has_its_second_phase(tmp_path):
+    run = train(method="aggregation", out=tmp_path / "run", second_phase=2, minutes=0.02, **{**SMALL, "steps": 100_000})
+    done = read_state(run.folder / "state.pt")["step"]
+    assert 0 < done < 100_000 and run.log["step"] == list(range(done + 2))
+
+
+@pytest.mark.parametrize("method", ["pinmem", "aggregation"])
+def test_it_is_what_its_parts_do_one_after_the_other(method, tmp_path):
+    "The batches that would come next, their maps, five steps without a warm-up, the mean, the statistics."
+    plain = train(method=method, out=tmp_path / "plain", unweigh=0, **SMALL)
+    both = train(method=method, out=tmp_path / "both", second_phase=5, unweigh=0, **SMALL)
+    model, domains = plain.model, open_sources(plain.plan)
+    prepare(model, domains, plain.plan, Work(**AGAIN), first=False)
+    encoder, kept = keep_maps(model, make_batches(plain.plan, domains).stream(3, 8))
+    with above(model, encoder):
+        by_hand = second_algorithm(ALGORITHMS[method](model, 0, **plain.plan.algorithm))
+        for t in range(5):
+            by_hand.done = t / 5
+            by_hand.set_rate(lr_factor(t / 5))
+            by_hand.update(drawn_from(kept, 0, t, 2))
+        by_hand.end()
+        collect_statistics(model, (pool(drawn_from(kept, 0, t, 2))[0] for t in range(5, 10)))
+    whole = both.model.state_dict()
+    for name, tensor in model.state_dict().items(): torch.testing.assert_close(whole[name], tensor)
