@@ -53,18 +53,21 @@ clean:
 SEEDS  ?= 0,1,2,3,4
 METHODS ?= aggregation,pinmem,pinmem+
 CAMVID ?=
+SOURCES := town,suburb,city,winter,rendered
 UNSEEN := night,fog,rain,glare,desert
 compare: $(READY)          ## three methods, five seeds; goes on where it was stopped; CAMVID=FOLDER adds photographs
 	$(BIN)/pinmem compare --methods $(METHODS) --seeds $(SEEDS) --processes 2 --targets $(UNSEEN)$(if $(CAMVID),$(comma)camvid:$(CAMVID))
 
-ADAPT   := --processes 2 --lr 1e-3 --steps 200 --scenes 100 --exam 20 --photos $(CAMVID)/train --targets fog,night,camvid:$(CAMVID)/test
+ADAPT   := --processes 2 --steps 200 --scenes 100 --exam 20 --photos $(CAMVID)/train --targets fog,night,camvid:$(CAMVID)/test
 adaptation: $(READY)       ## methods that adapt, five seeds, from the runs of `make compare`; CAMVID=FOLDER with train/ and test/
 	@test -n "$(CAMVID)" || { echo "name the photographs: make adaptation CAMVID=FOLDER, with train/ and test/ in it"; exit 2; }
-	$(BIN)/pinmem compare --methods source-only,bn-only,norm-only,max-square,self-training,self-training-memory,min-entropy,max-square+norm,adaptsegnet $(ADAPT) \
+	$(BIN)/pinmem compare --methods source-only,bn-only,norm-only,max-square,self-training,self-training-memory,min-entropy,max-square+norm,adaptsegnet $(ADAPT) --lr 1e-3 \
 		--seeds $(SEEDS) --begin 'runs/compare/pinmem-default-{seed}-*' --out runs/adapt
 	$(BIN)/pinmem compare --methods aggregation --head twoheads --output-stride 16 --seeds $(SEEDS) --processes 2 --out runs/twoheads
 	$(BIN)/pinmem compare --methods source-only,bn-only,clan,clan+norm $(ADAPT) \
 		--seeds $(SEEDS) --begin 'runs/twoheads/aggregation-default-{seed}-*' --out runs/adapt-twoheads
+	$(BIN)/pinmem compare --methods source-only $(ADAPT) --lr 1e-3 --sources $(SOURCES),camvid:$(CAMVID)/train \
+		--seeds $(SEEDS) --begin 'runs/compare/pinmem-default-{seed}-*' --out runs/adapt-labels
 
 LAB     ?= runs/laboratory.pt
 LENGTHS ?= 200,600,1000,3000

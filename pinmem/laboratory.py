@@ -626,7 +626,7 @@ def finish_job(
 
 # %% ../nbs/27_laboratory.ipynb #0075
 TUNING = 1000                # seeds from here on choose a rate, and are never reported
-RATES = (4e-3, 8e-3, 16e-3, 32e-3)
+RATES = (4e-3, 8e-3, 16e-3, 32e-3, 64e-3)
 
 # %% ../nbs/27_laboratory.ipynb #0076
 CONDITION = ["recipe", "steps", "domains", "strength", "channels"]  # what a rate is chosen for
