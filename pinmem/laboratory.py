@@ -740,6 +740,6 @@ def plot_gains(
     ax.axhline(0, color="#969696", lw=.8)
     ax.set(xlim=(rows.fall.min() - .4, rows.fall.max() + .4))
     ax.set(xlabel="fall of the baseline from its best unseen score, points", ylabel="gain over it, points of mIoU")
-    ax.legend(fontsize=8, frameon=False)
+    ax.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, .5))
     ax.spines[["top", "right"]].set_visible(False)
     return ax
