@@ -459,7 +459,7 @@ def test_what_a_row_fixes(preset):
     sets = [f"{name}:somewhere" for name in PRESETS[preset].sources]
     made = plan("pinmem", preset, sets[::-1], 120_000)
     assert made.data.model_dump() == dict(without=None, per_domain=4, crop=(768, 768), scale=(0.5, 2.0), photometric="paper",
-                                          photometric_test="hard", rare=0.0, balance=0.0, unweigh=0.0, settle=0, memory_images=0,
+                                          photometric_test="hard", rare=0.0, balance=0.0, unweigh=0.0, settle=0, second_phase=0, memory_images=0,
                                           photos_per_step=4)
     learned = dict(optimiser="sgd", lr=0.01, encoder_lr=1.0, weight_decay=5e-4, schedule="exp", alpha=0.0025, order=2, objective="sum")
     assert {name: made.algorithm[name] for name in learned} == learned and made.algorithm["warm"] == made.algorithm["average"] == 0
