@@ -65,9 +65,10 @@ def needed_maps(
 # %% ../nbs/28_second_phase.ipynb #0013
 @torch.no_grad()
 def keep_maps(
-    model,   # `MemoryNet`; ends in evaluation mode
-    batches, # iterable: lists with one (x, y) for each domain
-):           # -> `KeptEncoder`, list with one (x, y) for each domain, x packed
+    model,    # `MemoryNet`; ends in evaluation mode
+    batches,  # iterable: lists with one (x, y) for each domain
+    room=2e9, # bytes of maps to keep at most, but one batch in any case
+):            # -> `KeptEncoder`, list with one (x, y) for each domain, x packed
     "Let the backbone see some batches, and keep what it says."
     model.eval()
     places, kept = needed_maps(model), []
@@ -76,8 +77,12 @@ def keep_maps(
         x = x.to(model.device)
         with lower(x, model.encoder.precision): maps = model.encoder.maps(x)
         maps = [maps[i].to(x.dtype) for i in places]
-        sizes = [len(b[1]) for b in batch]
-        kept.append(list(zip(pack_maps(maps, x.shape[-2:]).split(sizes), y.to(model.device).split(sizes))))
+        packed, sizes = pack_maps(maps, x.shape[-2:]), [len(b[1]) for b in batch]
+        room -= packed.nbytes
+        if kept and room < 0:
+            print(f"the maps of {len(kept)} batches are kept, there is no room for more", flush=True)
+            break
+        kept.append(list(zip(packed.split(sizes), y.to(model.device).split(sizes))))
     encoder = KeptEncoder(model.encoder, {i: tuple(m.shape[1:]) for i, m in zip(places, maps)})
     return encoder, [tuple(map(torch.cat, zip(*parts))) for parts in zip(*kept)]
 
