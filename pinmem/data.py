@@ -579,8 +579,10 @@ def drawn_from(
     per_domain, # of each
 ):              # -> list with one (x, y) for each domain
     "The batches of one step, a function of (seed, step)."
-    def places(d, n): return [which(seed, d, step * per_domain + i, n) for i in range(per_domain)]
-    return [(x[i], y[i]) for d, (x, y) in enumerate(held) for i in [places(d, len(x))]]
+    def part(d, x, y):
+        places = [which(seed, d, step * per_domain + i, len(x)) for i in range(per_domain)]
+        return x[places], y[places]
+    return [part(d, x, y) for d, (x, y) in enumerate(held)]
 
 # %% ../nbs/02_data.ipynb #0088
 def ahead(

@@ -95,7 +95,7 @@ def above(
     "While open, the network takes packed maps; what is learned above the backbone stays."
     whole = model.encoder
     model.encoder = encoder
-    try: yield model
+    try: yield
     finally: model.encoder = whole
 
 # %% ../nbs/28_second_phase.ipynb #0018
