@@ -58,30 +58,32 @@ UNSEEN := night,fog,rain,glare,desert
 compare: $(READY)          ## three methods, five seeds; goes on where it was stopped; CAMVID=FOLDER adds photographs
 	$(BIN)/pinmem compare --methods $(METHODS) --seeds $(SEEDS) --processes 2 --targets $(UNSEEN)$(if $(CAMVID),$(comma)camvid:$(CAMVID))
 
-ADAPT   := --processes 2 --steps 200 --scenes 100 --exam 20 --photos $(CAMVID)/train --targets fog,night,camvid:$(CAMVID)/test
+ADAPT   := --processes 2 --steps 200 --scenes 100 --exam 20 --seeds $(SEEDS) --photos $(CAMVID)/train --targets fog,night,camvid:$(CAMVID)/test
+ONE     := $(ADAPT) --lr 1e-3 --begin 'runs/compare/pinmem-default-{seed}-*'
 adaptation: $(READY)       ## methods that adapt, five seeds, from the runs of `make compare`; CAMVID=FOLDER with train/ and test/
 	@test -n "$(CAMVID)" || { echo "name the photographs: make adaptation CAMVID=FOLDER, with train/ and test/ in it"; exit 2; }
-	$(BIN)/pinmem compare --methods source-only,bn-only,norm-only,max-square,self-training,self-training-memory,min-entropy,max-square+norm,adaptsegnet $(ADAPT) --lr 1e-3 \
-		--seeds $(SEEDS) --begin 'runs/compare/pinmem-default-{seed}-*' --out runs/adapt
+	$(BIN)/pinmem compare --methods source-only,bn-only,norm-only,max-square,min-entropy,adaptsegnet,self-training,self-training-memory,max-square+norm $(ONE) --out runs/adapt
+	$(BIN)/pinmem compare --methods norm-only --setting 'kappa=1 fade_norm=0' $(ONE) --out runs/adapt
+	$(BIN)/pinmem compare --methods max-square --setting lam_square=1.9 $(ONE) --out runs/adapt
+	$(BIN)/pinmem compare --methods adaptsegnet --setting lam_adv=0.03 $(ONE) --out runs/adapt
 	$(BIN)/pinmem compare --methods aggregation --head twoheads --output-stride 16 --seeds $(SEEDS) --processes 2 --out runs/twoheads
 	$(BIN)/pinmem compare --methods source-only,bn-only,clan,clan+norm $(ADAPT) \
-		--seeds $(SEEDS) --begin 'runs/twoheads/aggregation-default-{seed}-*' --out runs/adapt-twoheads
-	$(BIN)/pinmem compare --methods source-only $(ADAPT) --lr 1e-3 --sources $(SOURCES),camvid:$(CAMVID)/train \
-		--seeds $(SEEDS) --begin 'runs/compare/pinmem-default-{seed}-*' --out runs/adapt-labels
+		--begin 'runs/twoheads/aggregation-default-{seed}-*' --out runs/adapt-twoheads
+	$(BIN)/pinmem compare --methods source-only $(ONE) --out runs/adapt-labels --sources $(SOURCES),camvid:$(CAMVID)/train
 
 LAB     ?= runs/laboratory.pt
 LENGTHS ?= 200,600,1000,3000
 LAB_METHODS ?= aggregation,aggregation-memory,mldg-first,mldg,episodic-memory,pinmem,pinmem+
 LAB_OUT ?= nbs/results/laboratory.jsonl
-LAB_MINUTES ?= None
 LAB_COMPILED ?= None
+LAB_MORE ?= minutes=None
 KEEP_MEMORY := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2000000000 MALLOC_TOP_PAD_=200000000  # 15 % faster: no page is given back
 laboratory: SEEDS := $(if $(filter file,$(origin SEEDS)),$(shell seq -s, 0 19),$(SEEDS))
-laboratory: $(READY)       ## the study of nbs/27_laboratory: methods x 20 seeds x lengths on features in LAB; goes on where it was stopped
+laboratory: $(READY)       ## the study of nbs/27_laboratory: methods x 20 seeds x lengths on features in LAB; goes on where it was stopped; LAB_MORE: more of run_study
 	mkdir -p $(dir $(LAB))
 	$(KEEP_MEMORY) OMP_NUM_THREADS=1 $(BIN)/python -c "from pinmem.at_size import compiled_step; from pinmem.laboratory import *; run_study(\
 		open_lab('$(LAB)'$(if $(CAMVID),$(comma) photos={'camvid': 'camvid:$(CAMVID)'})), '$(LAB_OUT)', \
-		'$(LAB_METHODS)'.split(','), [$(SEEDS)], [$(LENGTHS)], minutes=$(LAB_MINUTES), compiled=$(LAB_COMPILED))"
+		'$(LAB_METHODS)'.split(','), [$(SEEDS)], [$(LENGTHS)], compiled=$(LAB_COMPILED), $(LAB_MORE))"
 
 OPEN_OUT ?= nbs/results/open_set.jsonl
 openset: SEEDS := $(if $(filter file,$(origin SEEDS)),$(shell seq -s, 0 2),$(SEEDS))
