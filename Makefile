@@ -66,6 +66,7 @@ adaptation: $(READY)       ## methods that adapt, five seeds, from the runs of `
 	$(BIN)/pinmem compare --methods norm-only --setting 'kappa=1 fade_norm=0' $(ONE) --out runs/adapt
 	$(BIN)/pinmem compare --methods max-square --setting lam_square=1.9 $(ONE) --out runs/adapt
 	$(BIN)/pinmem compare --methods adaptsegnet --setting lam_adv=0.03 $(ONE) --out runs/adapt
+	$(BIN)/pinmem compare --methods source-only,self-training $(subst --steps 200,--steps 900,$(ONE)) --out runs/adapt-long
 	$(BIN)/pinmem compare --methods aggregation --head twoheads --output-stride 16 --seeds $(SEEDS) --processes 2 --out runs/twoheads
 	$(BIN)/pinmem compare --methods source-only,bn-only,clan,clan+norm $(ADAPT) \
 		--begin 'runs/twoheads/aggregation-default-{seed}-*' --out runs/adapt-twoheads
