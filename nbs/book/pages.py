@@ -167,6 +167,7 @@ def on_files(files, config):
         bring(path, ROOT / path)
         return relpath(path, Path(notebook.page).parent)
 
+    for file in [file for file in files if file.src_uri.endswith(".map")]: files.remove(file)    # for who mends the theme
     book = {n.place: n for n in map(Notebook, notebooks())}
     tracks = {name: [book[place] for place in track if place in book] for name, track in TRACKS.items()}
     for n in book.values():
