@@ -77,7 +77,7 @@ LENGTHS ?= 200,600,1000,3000
 LAB_METHODS ?= aggregation,aggregation-memory,mldg-first,mldg,episodic-memory,pinmem,pinmem+
 LAB_OUT ?= nbs/results/laboratory.jsonl
 LAB_COMPILED ?= None
-LAB_MORE ?= minutes=None
+LAB_MORE ?=
 KEEP_MEMORY := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2000000000 MALLOC_TOP_PAD_=200000000  # 15 % faster: no page is given back
 laboratory: SEEDS := $(if $(filter file,$(origin SEEDS)),$(shell seq -s, 0 19),$(SEEDS))
 laboratory: $(READY)       ## the study of nbs/27_laboratory: methods x 20 seeds x lengths on features in LAB; goes on where it was stopped; LAB_MORE: more of run_study

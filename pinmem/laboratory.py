@@ -639,7 +639,6 @@ RATES = (4e-3, 8e-3, 16e-3, 32e-3, 64e-3)
 CONDITION = ["recipe", "steps", "domains", "strength", "channels"]  # what a rate is chosen for
 USUAL = " and ".join(f"{name} == {getattr(LabJob(), name)}" for name in CONDITION[2:])  # all sources, no other shift
 
-
 # %% ../nbs/27_laboratory.ipynb #0077
 def rate_table(
     lines, # of `lab_lines`
