@@ -739,10 +739,12 @@ def plot_gains(
     ax,   # Axes
 ):        # the same Axes
     "When does it help? The gain of a recipe against the fall of the baseline it is paired with."
-    colours = dict(zip(dict.fromkeys(rows.recipe), plt.get_cmap("tab10").colors))
+    names, palette = list(dict.fromkeys(rows.recipe)), plt.get_cmap("tab10").colors
+    if len(names) > len(palette): raise ValueError(f"rows: {len(names)} recipes, colours for {len(palette)}; choose fewer")
+    colours = dict(zip(names, palette))
     width = .03 * max(rows.fall.max() - rows.fall.min(), .5)
     for name, group in rows.groupby("recipe", sort=False):
-        x = group.fall + width * (list(colours).index(name) - len(colours) / 2)      # side by side
+        x = group.fall + width * (names.index(name) - len(names) / 2)      # side by side
         ax.errorbar(x, group["mean"], [group["mean"] - group.low, group.high - group["mean"]], fmt="o", ms=4, capsize=2,
                     color=colours[name], label=name)
     ax.axhline(0, color="#969696", lw=.8)
