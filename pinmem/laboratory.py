@@ -740,7 +740,8 @@ def plot_gains(
 ):        # the same Axes
     "When does it help? The gain of a recipe against the fall of the baseline it is paired with."
     names, palette = list(dict.fromkeys(rows.recipe)), plt.get_cmap("tab10").colors
-    if len(names) > len(palette): raise ValueError(f"rows: {len(names)} recipes, colours for {len(palette)}; choose fewer")
+    if len(names) > len(palette):
+        raise ValueError(f"rows: {len(names)} recipes, colours for {len(palette)}; choose fewer")
     colours = dict(zip(names, palette))
     width = .03 * max(rows.fall.max() - rows.fall.min(), .5)
     for name, group in rows.groupby("recipe", sort=False):
