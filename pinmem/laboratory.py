@@ -653,18 +653,25 @@ def best_rate(
     lab,         # Lab
     job,         # LabJob; its rate and seed are replaced
     path,        # file of the study
-    rates=RATES, # to choose from
+    rates=RATES, # to choose from; one that is best at an end of several is halved or doubled until it no longer is
     tries=2,     # seeds
     meta=None,   # as for `LabRun`
 ):               # -> rate
     "Try the rates, take the one that is best at home, and say so."
-    for lr in rates:
-        for i in range(tries): finish_job(lab, job.but(lr=lr, seed=TUNING + i), path, meta)
-    found = rate_table(lab_lines(path)).loc[tuple(getattr(job, name) for name in CONDITION)].dropna()
-    tried = ", ".join(f"{lr:g}: {score:.2f}" for lr, score in found.items())
-    edge = ", at the edge of the grid" if found.idxmax() in (min(rates), max(rates)) else ""
-    print(f"{job.recipe}, {job.steps} steps: rate {found.idxmax():g}{edge}; on the sources {tried}", flush=True)
+    def tried(rates):                                             # -> rates with their scores, ascending
+        for lr in rates:
+            for i in range(tries): finish_job(lab, job.but(lr=lr, seed=TUNING + i), path, meta)
+        return rate_table(lab_lines(path)).loc[tuple(getattr(job, name) for name in CONDITION)].dropna().sort_index()
+    found, better = tried(rates), len(rates) > 1
+    while better:
+        best = found.idxmax()
+        beyond = {found.index[0]: best / 2, found.index[-1]: best * 2}.get(best, best)
+        found = tried([beyond])
+        better = found[beyond] > found[best]
+    told = ", ".join(f"{lr:g}: {score:.2f}" for lr, score in found.items())
+    print(f"{job.recipe}, {job.steps} steps: rate {found.idxmax():g}; on the sources {told}", flush=True)
     return float(found.idxmax())
+
 
 # %% ../nbs/27_laboratory.ipynb #0079
 def run_study(

@@ -220,9 +220,25 @@ def test_rate_is_chosen_on_the_sources_alone(lab, tmp_path):
         return dict(job=job.but(lr=lr, seed=seed).model_dump(), last=scores, mean=scores, curve=[dict(unseen=unseen)])
     lines = [line(1e-3, TUNING, 50, 1), line(2e-3, TUNING, 10, 90), line(1e-3, 0, 5, 6), line(2e-3, 0, 7, 8)]
     path.write_text("".join(json.dumps(one) + "\n" for one in lines))
-    assert lb.best_rate(lab, job, path, rates=(1e-3, 2e-3), tries=1) == 1e-3
+    assert lb.best_rate(lab, job, path, rates=(1e-3,), tries=1) == 1e-3
     frame = lab_frame(lines)
     assert frame.seed.tolist() == [0] and frame.lr.tolist() == [1e-3] and frame.unseen.tolist() == [6]
+
+
+def test_rate_at_the_end_of_the_grid_is_not_taken_on_trust(lab, tmp_path, monkeypatch):
+    job = LabJob(recipe="aggregation", steps=8, domains=3)
+    def chosen(score, rates):                                     # -> the rate, and all that were tried
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.jsonl"
+        def run(lab, job, meta):
+            scores = dict(val={"a": score(job.lr)}, unseen={}, photos={})
+            return dict(job=job.model_dump(), last=scores, mean=scores, curve=[])
+        monkeypatch.setattr(lb, "run_job", run)
+        return lb.best_rate(lab, job, path, rates, tries=1), [line["job"]["lr"] for line in lab_lines(path)]
+    assert chosen(lambda lr: -abs(lr - .8), (.1, .2)) == (.8, [.1, .2, .4, .8, 1.6])             # up, until it is worse
+    assert chosen(lambda lr: -abs(lr - .05), (.1, .2)) == (.05, [.1, .2, .05, .025])             # and down
+    assert chosen(lambda lr: -abs(lr - .2), (.1, .2, .4)) == (.2, [.1, .2, .4])                  # inside: nothing more
+    assert chosen(lambda lr: 30., (.1, .2)) == (.05, [.1, .2, .05])                              # no better: no further
+    assert chosen(lambda lr: lr, (.1,)) == (.1, [.1])                                            # one rate is an order
 
 
 def test_pairs_share_their_seeds(lab, tmp_path):
