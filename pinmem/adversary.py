@@ -90,6 +90,7 @@ class Adversarial(Adaptation):
         fade: float = switch(1.0, "how fast the adversarial losses fade; 1: to 0 at the end; 0: never", 0, 10)
         lr_d: float = switch(1e-4, "base learning rate of the discriminator", 0, 10)
         d_width: int = switch(32, "channels of its first layer; 64 in the released code", 1, 1024)
+        target_size: tuple[int, int] | None = switch(None, "of answers on photographs; None: that of the photographs")
 
     def __init__(
         self,
@@ -106,6 +107,10 @@ class Adversarial(Adaptation):
         group = dict(params=list(self.adversary.parameters()), base=how.lr_d)
         self.optimisers["adversary"] = torch.optim.Adam([group], lr=0.0, betas=(0.9, 0.99))
         self.set_rate(1.0)
+
+    def size_of(self, unlabelled): # -> (H, W) to which answers on photographs are enlarged
+        "As `target_size` (width, height) asks, or that of the photographs."
+        return super().size_of(unlabelled) if self.switches.target_size is None else self.switches.target_size[::-1]
 
     def lams(self): # -> dict: name of a discriminator -> weight of the loss that it brings
         "One discriminator, on the network's answer."

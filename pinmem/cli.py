@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['commands', 'HEADINGS', 'OfPhotographs', 'Out', 'Quiet', 'Device', 'Scenes', 'Json', 'group', 'given', 'preset_words',
-           'tell', 'train_command', 'adapt_command', 'evaluate_command', 'one_name_each', 'Doubt', 'check_extras',
-           'write_unknown', 'predict_command', 'scenes_command', 'data_command', 'compare_command', 'convert_command',
-           'export_command', 'explore_command', 'one_line', 'main']
+           'tell', 'train_command', 'adapt_command', 'evaluate_command', 'Doubt', 'check_extras', 'write_unknown',
+           'predict_command', 'scenes_command', 'data_command', 'compare_command', 'convert_command', 'export_command',
+           'explore_command', 'one_line', 'main']
 
 # %% ../nbs/90_cli.ipynb #0003
 import json, sys
@@ -26,7 +26,7 @@ from .model import Network
 from .plan import (ADAPT, PRESETS, ROWS, Adapting, Computing, Course, Data, Domains, Drawing, Labelled, Learning,
                          adapters, read_switch)
 from .processes import speaks
-from .published import ROWS_OF, beside_published, published
+from .published import beside_published, name_in, published
 from . import runs
 from .runs import Run, Work, new_folder
 from .settings import Settings, switch, unknown
@@ -76,7 +76,7 @@ def tell(
     rows, real = list(run.results.values()), [r for name, r in run.results.items() if name not in STYLES]
     if rows: print(domain_table(rows))
     if real and run.plan.preset in ROWS:
-        print("\n" + beside_published(real, run.plan.preset, ROWS_OF.get(run.plan.method)))
+        print("\n" + beside_published(real, run.plan.preset, name_in(run.plan.method, run.plan.preset)))
     from pinmem.report import report_run  # pictures and t-SNE, which no other command waits for
     report_run(run.folder, run.model, run.plan, run.results, run.sources, run.targets)
     print(f"the report is in {run.folder / 'report.html'}")
@@ -107,6 +107,7 @@ def train_command(
 ):
     "Learn from source domains, then score unseen ones."
     options = given(course, work, computing, learning, adapting, network, data, protocol)
+    if estimate and resume: raise ValueError("--estimate contradicts --resume: it plans a new run; leave one out")
     if estimate: return runs.estimate(**options)
     run = runs.resume(out, **options) if resume else runs.train(out=out, **options)
     tell(run)
@@ -151,26 +152,15 @@ def evaluate_command(
     scenes: Scenes = 60, json_: Json = False, device: Device = "auto", quiet: Quiet = False,
 ):
     "Score a run on data sets."
+    if beside and json_: raise ValueError("--beside contradicts --json: it prints a table; leave one out")
     if beside: published(beside, "cityscapes")  # an unknown table is refused before the work
     opened = Run.open(run, device)
     results = opened.evaluate(*split_names(datasets), scenes=scenes, quiet=quiet or json_, **protocol.given())
     rows = list(results.values())
     about = "miou", "iou", "pixels", "images", "protocol"
     if json_: print(json.dumps({name: {k: r[k] for k in about} for name, r in results.items()}))
-    elif beside: print(beside_published(rows, beside, ROWS_OF.get(opened.plan.method, "Pin the Memory")))
+    elif beside: print(beside_published(rows, beside, name_in(opened.plan.method, beside) or "Pin the Memory"))
     else: print(domain_table(rows) + "\n\n" + per_class_table(rows))
-
-# %% ../nbs/90_cli.ipynb #0015
-def one_name_each(
-    files,  # list of pictures
-):          # -> the same list
-    "Results are named after the pictures, so two pictures of one name would collide."
-    names = {}
-    for file in files:
-        if file.stem in names: raise ValueError(
-            f"{file}: same name as {names[file.stem]}, their results would collide; rename one")
-        names[file.stem] = file
-    return files
 
 # %% ../nbs/90_cli.ipynb #un02
 class Doubt(Settings):
@@ -219,7 +209,7 @@ def predict_command(
     device: Device = "auto", quiet: Quiet = False,
 ):
     "Segment your own pictures."
-    files, folder = one_name_each(find_images(images)), out if resume else new_folder(out)
+    files, folder = runs.one_name_each(find_images(images)), out if resume else new_folder(out)
     opened, how = Run.open(run, device), protocol.given()
     check_extras(opened, memory, doubt, whole := opened.plan.score.but(**how))
     from pinmem.report import write_memory_maps  # later than the mistakes above, for pictures take seconds to import

@@ -44,7 +44,7 @@ def score_of(
     domain,  # name of a domain, 'unseen styles' or 'source validation'
 ):           # -> per cent, or None
     "One score of one run."
-    styles = [t for t in row.get("targets", UNSEEN) if t in STYLES]
+    styles = [t for t in row.get("targets", UNSEEN) if t in STYLES and t not in row["sources"]]
     sources = [s for s in dict.fromkeys(row["sources"]) if s in row["miou"]]
     names = {"unseen styles": styles, "source validation": sources}.get(domain, [domain])
     found = [row["miou"].get(name) for name in names]

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['LOGIT_SCORES', 'ROW_SCORES', 'SCORES', 'resize_logits', 'predict_padded', 'window_starts', 'predict_sliding',
-           'predict_logits', 'shrink', 'classes_at', 'segment', 'summary', 'evaluate_domain', 'rescore', 'score',
-           'percent', 'mean_miou', 'same_classes', 'protocol_lines', 'domain_table', 'per_class_table', 'interval',
-           'paired_difference', 'bootstrap', 'shortfall', 'spread_out', 'energy', 'check_score', 'unknown_score',
-           'unknown_map', 'score_range', 'check_threshold']
+           'predict_logits', 'shrink', 'classes_at', 'check_finite', 'segment', 'summary', 'evaluate_domain', 'rescore',
+           'score', 'percent', 'mean_miou', 'same_classes', 'protocol_lines', 'domain_table', 'per_class_table',
+           'interval', 'paired_difference', 'bootstrap', 'shortfall', 'spread_out', 'energy', 'check_score',
+           'unknown_score', 'unknown_map', 'score_range', 'check_threshold']
 
 # %% ../nbs/34_evaluation.ipynb #0003
 import math
@@ -107,6 +107,16 @@ def classes_at(
         best = torch.maximum(best, plane)
     return winner
 
+# %% ../nbs/34_evaluation.ipynb #p004
+def check_finite(
+    z,  # what a network answered
+):
+    "A network that has lost its numbers segments nothing."
+    if not z.isfinite().all(): raise ValueError(
+        'the logits are not finite; expected numbers, '
+        'train again with a lower learning rate or load another checkpoint')
+
+
 # %% ../nbs/34_evaluation.ipynb #p005
 @torch.no_grad()
 def segment(
@@ -126,11 +136,13 @@ def segment(
     small = shrink(x.to(model.device) if ours else x, protocol.height)
     mean = getattr(model.encoder, 'mean', 0.) if ours else 0.
     logits = predict_logits(answer, small, protocol, mean)
-    if not logits.isfinite().all(): raise ValueError(
-        'the logits are not finite; expected numbers, '
-        'train again with a lower learning rate or load another checkpoint')
-    w = weights[0] if full and ours and not protocol.window else None    # of the first look, at the whole image
-    return classes_at(logits, size or x.shape[-2:]).cpu(), None if w is None else w[0].float().cpu()
+    check_finite(logits)
+    classes, w = classes_at(logits, size or x.shape[-2:]).cpu(), None
+    if weights and weights[0] is not None and not protocol.window:       # of the first look, at the whole image
+        cells = [math.ceil(k * side / (side + -side % protocol.multiple))           # without those of the padding
+                 for k, side in zip(weights[0].shape[-2:], small.shape[-2:])]
+        w = weights[0][0, :, :cells[0], :cells[1]].float().cpu()
+    return classes, w
 
 # %% ../nbs/34_evaluation.ipynb #0031
 def summary(
@@ -352,8 +364,12 @@ def unknown_map(
     def answer(x):
         out = model.predict(x, protocol.statistics, full=True)
         return unknown_score(name, out['logits'], out['s'], model.tau, known)[:, None]
+    if not hasattr(model, 'tau'): raise ValueError(
+        f'{type(model).__name__}: how unknown a pixel is, a single network says; ask one of them')
     small = shrink(x.to(model.device), protocol.height)
-    return resize_logits(predict_logits(answer, small, protocol, model.encoder.mean), x.shape[-2:])[0, 0].cpu()
+    found = predict_logits(answer, small, protocol, model.encoder.mean)               # (1, 1, h, w)
+    check_finite(found)
+    return resize_logits(found, x.shape[-2:])[0, 0].cpu()
 
 # %% ../nbs/34_evaluation.ipynb #os13
 def score_range(

@@ -72,11 +72,18 @@ class NormSwitches(Settings):
     "The norm loss: how strong, of which form, on which images."
     lam_norm: float = switch(0.0, "weight of the norm loss; 0: kappa sets it", 0, 1e6)
     kappa: float = switch(0.0, "sets lam_norm: share of its gradient at F in that of L_seg; 0: none", 0, 1e3)
-    delta_r: float = switch(0.12, "Δr, how much longer a feature should become", 0, 1e3)
+    delta_r: float = switch(0.12, "Δr, how much longer a feature should become", 1e-6, 1e3)
     fade_norm: float = switch(1.5, "how fast the norm loss fades; 1: to 0 at the end of the run; 0: never", 0, 10)
     norm_form: Literal["released", "snapshot"] = switch("released", "'snapshot': longer than under earlier weights")
     snapshot_every: int = switch(1, "steps after which the earlier weights are taken anew", 1, 10**6)
     norm_on: Literal["both", "source", "target"] = switch("both", "images that are to have longer features")
+
+    @model_validator(mode="after")
+    def snapshots_of_the_printed_form(self):
+        if self.snapshot_every == 1 or self.norm_form == "snapshot": return self
+        raise ValueError(f"snapshot_every={self.snapshot_every} contradicts norm_form='released', which keeps no "
+                         f"earlier weights; choose norm_form='snapshot' or leave it out")
+
 
 # %% ../nbs/23_feature_norm.ipynb #nson
 class NormOn(NormSwitches):
@@ -176,7 +183,6 @@ class Adaptation(PushesNorms):
     class Switches(Algorithm.Switches, Objective, NormSwitches):
         "What a method that adapts may choose besides."
         visits: Literal["once", "released"] = switch("once", "how often SGD meets a tensor of the backbone in a step")
-        target_size: tuple[int, int] | None = switch(None, "of answers on photographs; None: that of the photographs")
 
         @model_validator(mode="after")
         def visits_by_sgd(self):
@@ -211,9 +217,8 @@ class Adaptation(PushesNorms):
         return self.taken({**terms, **found})
 
     def size_of(self, unlabelled): # -> (H, W) to which answers on photographs are enlarged
-        "As `target_size` (width, height) asks, or that of the photographs."
-        size = self.switches.target_size
-        return unlabelled.shape[-2:] if size is None else size[::-1]
+        "That of the photographs."
+        return unlabelled.shape[-2:]
 
     def norm_loss(self, source, target): # two dicts of `MemoryNet.forward` -> weighted loss, terms for the log
         "L_norm of both kinds of images, fading out, and how long the features are."
@@ -234,7 +239,7 @@ class Adaptation(PushesNorms):
 # %% ../nbs/23_feature_norm.ipynb #0050
 class SourceOnly(Adaptation):
     "The control: goes on with the sources alone; photographs are given and not looked at."
-    settles = "sources"
+    settles, fixed = "sources", dict(kappa=0.0, lam_norm=0.0)
 
     def update(self, batches, unlabelled=None):
         self.ready(unlabelled)

@@ -391,6 +391,7 @@ def home_and_away(
 def claims(
     main,        # lines of results/main.jsonl
     adapted,     # lines of results/adaptation.jsonl
+    two,         # lines of results/adaptation_twoheads.jsonl
     bench,       # two pairs of lists, `bench_gains` of 27_laboratory
     published,   # function of 35_published
     difference,  # function: two lists -> dict mean, low, high, n; `paired_difference` of 34_evaluation
@@ -405,8 +406,9 @@ def claims(
     return [('**Pin the Memory**, over aggregation', paper, *here(main, 'pinmem', 'aggregation', UNSEEN)),
             ('the same on a bench of stored features, trained longer', None, *[difference(*both) for both in bench]),
             ('**pinmem+**, ours, over aggregation', None, *here(main, 'pinmem+', 'aggregation', UNSEEN)),
-            ('**Feature To Adapt**, its loss over the same training without it',
-             printed('fta-plain', 'CLAN + norm', 'CLAN', 'cityscapes'),
+            ('**Feature To Adapt**: CLAN with its loss, over CLAN',
+             printed('fta-plain', 'CLAN + norm', 'CLAN', 'cityscapes'), *here(two, 'clan+norm', 'clan', ['fog', 'night'])),
+            ('its loss alone, over the same training without it', None,
              *here(adapted, 'norm-only', 'bn-only', ['fog', 'night']))]
 
 # %% ../nbs/10_idea.ipynb #0059

@@ -6,7 +6,7 @@
 __all__ = ['CSS', 'Picture', 'figure_html', 'table_html', 'mean_rows', 'result_tables', 'log_table', 'write_report', 'ask',
            'richest', 'in_words_of', 'compare_picture', 'memory_pictures', 'embedding_picture', 'path_picture',
            'loss_picture', 'bars_picture', 'run_figures', 'explorer_picture', 'change_picture', 'wipe_picture',
-           'change_table', 'adapted', 'report_run', 'write_memory_maps']
+           'change_table', 'adapted', 'what_is_unseen', 'report_run', 'write_memory_maps']
 
 # %% ../nbs/44_report.ipynb #0003
 import base64, html, json
@@ -375,6 +375,18 @@ def adapted(
             'One photograph under a wiper': wipe_picture(old, model, chosen[0], plan.score)}, (
         json.loads(file.read_text('utf-8')) if file.is_file() else {})
 
+# %% ../nbs/44_report.ipynb #run1a
+def what_is_unseen(
+    plan,  # `Plan` of a run
+):         # -> one or two sentences
+    "Whether the domains that are scored are new to the run."
+    learned, looked = ([name for name in plan.targets if name in names] for names in (plan.sources, plan.photos))
+    told = [f"It trained on {', '.join(learned)}, which is scored among its targets; those scores are not of unseen domains."
+            if learned else "This run never trained on its targets."]
+    if looked: told.append(f"It adapted to unlabelled pictures of {', '.join(looked)}, which is scored, too.")
+    return " ".join(told)
+
+
 # %% ../nbs/44_report.ipynb #run1
 def report_run(
     folder,   # run directory
@@ -397,7 +409,7 @@ def report_run(
         name = ''.join(c if c.isalnum() else '-' for c in title.lower()) + '.png'
         with whole_file(folder / 'figures' / name) as part: part.write_bytes(picture.image)
     notes = (f"{plan.method} trained on {', '.join(plan.sources)} for {len(log.get('step', []))} steps, seed "
-             f"{plan.seed}. This run never trained on its targets. Scores and predictions: {plan.score}.")
+             f"{plan.seed}. {what_is_unseen(plan)} Scores and predictions: {plan.score}.")
     if plan.begin: notes += (f' It went on from {Path(plan.begin).name} with photographs of {", ".join(plan.photos)}, '
                              'of which it saw no label.')
     return write_report(folder / 'report.html', title=f'A run of {plan.method}, seed {plan.seed}', table=results,

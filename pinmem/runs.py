@@ -7,8 +7,8 @@ __all__ = ['PHOTOS', 'EXAM', 'BELOW', 'ABOVE', 'METHOD', 'VIDEOS', 'Work', 'pick
            'leave_out', 'open_sources', 'change_of', 'make_batches', 'make_photos', 'make_algorithm', 'last_step',
            'kinds', 'to_device', 'watchers', 'settle', 'learn_above', 'learn', 'Run', 'exams', 'follow', 'carry_out',
            'prepare', 'go_on_from', 'like_streets', 'doubt_streets', 'train', 'apart', 'same', 'resume', 'estimate',
-           'adapt', 'evaluate', 'Prediction', 'predict', 'predict_unknown', 'frames_of', 'pictures_of', 'same_work',
-           'decides', 'predict_many']
+           'adapt', 'open_on', 'evaluate', 'Prediction', 'predict', 'predict_unknown', 'frames_of', 'pictures_of',
+           'same_work', 'decides', 'one_name_each', 'predict_many']
 
 # %% ../nbs/36_runs.ipynb #0003
 import copy, functools, hashlib, json
@@ -493,11 +493,15 @@ def estimate(
     domains, algorithm = open_sources(made), make_algorithm(made, device, made.model.weights)
     weigh_classes(algorithm.model, domains, made.data.balance)
     forecasts = Forecast(warm, device, few, print, "warm steps"), Forecast(split, device, more, print, skip=few)
-    stream = make_batches(made, domains, work.workers).stream()
+    stream, photos = make_batches(made, domains, work.workers).stream(), make_photos(made, work.workers)
+    unseen = photos and photos.stream()
     def watch(rows):
         for forecast in forecasts: forecast(rows)
-    try: fit(algorithm, to_device(stream, device), made.steps, stop=few + more, progress=False, watch=watch)
-    finally: stream.close()
+    try: fit(algorithm, to_device(stream, device), made.steps, stop=few + more, progress=False, watch=watch,
+             unlabelled=unseen and (lambda step: next(unseen)[0][0].to(device)))
+    finally:
+        stream.close()
+        if unseen: unseen.close()
 
 # %% ../nbs/36_runs.ipynb #adp2
 METHOD = "self-training"  # what adapts a run when nobody chooses
@@ -517,6 +521,19 @@ def adapt(
     made = plan_adaptation(read_plan(read_config(folder)), folder, method, photos, steps, **switches)
     return follow(made, new_folder(out), work)
 
+# %% ../nbs/36_runs.ipynb #op45
+def open_on(
+    run,           # `Run` or its folder
+    device="auto", # where to compute
+):                 # -> Run
+    "A run that is open stays where it is."
+    if not isinstance(run, Run): return Run.open(run, device)
+    if device != "auto" and torch.device(device).type != run.model.device.type: raise ValueError(
+        f"device: this run is open on {run.model.device}, and {device} is wanted; open it there with "
+        f"Run.open(FOLDER, {device!r})")
+    return run
+
+
 # %% ../nbs/36_runs.ipynb #0045
 def evaluate(
     run,           # `Run` or its folder
@@ -527,7 +544,7 @@ def evaluate(
     **protocol,    # fields of `Protocol`; what is not named is as the run was planned
 ):                 # -> dict: name of a set -> result
     "Score a run on data sets."
-    if not isinstance(run, Run): run = Run.open(run, device)
+    run = open_on(run, device)
     return score(run.model, exams(datasets, run.plan, scenes), run.plan.score.but(**protocol), progress=not quiet)
 
 # %% ../nbs/36_runs.ipynb #0048
@@ -552,7 +569,7 @@ def predict(
     **protocol,    # fields of `Protocol`; what is not named is as the run was planned
 ):                 # -> generator of `Prediction`
     "Segment pictures of any size, one after the other."
-    if not isinstance(run, Run): run = Run.open(run, device)
+    run = open_on(run, device)
     how = run.plan.score.but(**protocol)
     for item in images:
         for file in [None] if isinstance(item, np.ndarray) else find_images([item]):
@@ -568,7 +585,7 @@ def predict_unknown(
     **protocol,  # fields of `Protocol`; what is not named is as the run was planned
 ):               # -> (H, W) float32, large: unknown
     "How little every pixel of a picture looks like anything that was learned."
-    if not isinstance(run, Run): run = Run.open(run)
+    run = open_on(run)
     out, how = class_ids(run.plan.data.without), run.plan.score.but(**protocol)
     known = [n for n in range(len(CLASSES)) if n not in out] if out else None
     return unknown_map(run.model, to_tensor(image)[None], by, how, known).numpy()
@@ -627,6 +644,18 @@ def decides(
     weights = (run.folder / "model.safetensors").read_bytes()
     return dict(network=hashlib.sha256(weights).hexdigest()[:16], protocol=str(run.plan.score.but(**protocol)))
 
+# %% ../nbs/36_runs.ipynb #one1
+def one_name_each(
+    files,  # list of pictures
+):          # -> the same list
+    "Results are named after the pictures, so two pictures of one name would collide."
+    names = {}
+    for file in files:
+        if file.stem in names: raise ValueError(
+            f"{file}: same name as {names[file.stem]}, their results would collide; rename one")
+        names[file.stem] = file
+    return files
+
 # %% ../nbs/36_runs.ipynb #many6
 def predict_many(
     run,           # `Run`
@@ -640,7 +669,7 @@ def predict_many(
     **protocol,    # as for `predict`
 ):                 # -> number of pictures done now, number of lost ones, the first complaint
     "Segment pictures one after the other, as many as there are."
-    folder, facts = Path(folder), {**decides(run, **protocol), **facts}
+    files, folder, facts = one_name_each(files), Path(folder), {**decides(run, **protocol), **facts}
     mark, done, lost, first = same_work(folder, facts, resume), 0, 0, None
     there = lambda name: (folder / f"{name}{last}").exists()
     todo, film = [f for f in files if not there(f.stem)], any(f.suffix.lower() in VIDEOS for f in files)

@@ -99,3 +99,10 @@ class Settings(BaseModel):
     def but(self, **values):
         "A copy that differs in some values, checked again."
         return type(self)(**{**self.given(), **values})
+
+    @classmethod
+    def check(cls, name, value):
+        "One value by itself; whether it contradicts another one is seen when all are known."
+        try: BaseModel.__init__(cls.__new__(cls), **{name: value})
+        except ValidationError as error:
+            if error.errors()[0]["loc"]: raise ValueError(in_a_line(error, cls.model_fields)) from None

@@ -16,7 +16,7 @@ from helpers import complaint
 from pinmem import compare as module
 from pinmem.compare import Cell, append_row, is_finished, key_of, make_cells, only_one, read_rows, train_cell, train_words
 from pinmem.comparison import (choose_setting, chosen_rows, class_differences, compare, comparison_table, lost_cells,
-                               seed_difference, seed_scores, variant_of)
+                               score_of, seed_difference, seed_scores, variant_of)
 from pinmem.plan import PRESETS
 from pinmem.runs import train
 from pinmem.streets import SOURCES
@@ -154,6 +154,7 @@ def test_all_failed(tmp_path):
 
 def test_numbers_of_the_table(tmp_path):
     rows = compare(["aggregation", "pinmem"], [0, 1, 2], out=tmp_path / "c", run=fake, say=quiet, steps=5)
+    assert score_of({**rows[0], "targets": ["night", "fog"], "sources": ["town", "night"], "miou": dict(night=.4, fog=.2)}, "unseen styles") == 20
     d = seed_difference(seed_scores(rows, "pinmem", "night"), seed_scores(rows, "aggregation", "night"))
     assert d["n"] == 3 and np.allclose([d["mean"], *d["t"], *d["bootstrap"]], 2)
     text = comparison_table(rows, domains=["night"])

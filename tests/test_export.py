@@ -328,6 +328,18 @@ def test_memory_stays_while_pictures_come(tiny, tmp_path):
     assert max(held[200:]) <= 1.02 * max(held[:100])
 
 
+def test_two_pictures_of_one_name_do_not_collide(tiny, tmp_path):
+    files = [folder / "00000.png" for folder in (photos(tmp_path / "a", 1), photos(tmp_path / "b", 1))]
+    complaint(ValueError, lambda: predict_many(tiny, files, tmp_path / "out", None, "_mask.png"), "00000.png", "rename one")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_open_run_stays_where_it_is(tiny, tmp_path):
+    complaint(ValueError, lambda: tiny.evaluate("fog", device="cuda"), "cpu", "cuda", "Run.open")
+    complaint(ValueError, lambda: list(tiny.predict(tmp_path, device="mps")), "mps", "Run.open")
+    assert tiny.predict(np.zeros((32, 64, 3), np.uint8), device="cpu").mask.shape == (32, 64)
+
+
 @pytest.mark.parametrize("more", [[], ["--memory"]])
 def test_a_stopped_prediction_goes_on(more, tiny, tmp_path, capsys, monkeypatch):
     "Stopped in the middle of a picture; what is there afterwards is what one go would have given, and no picture is seen twice."

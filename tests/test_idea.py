@@ -152,7 +152,8 @@ def row(method, seed, unseen, photographs, setting="default", status="done"):
 MAIN = [row("aggregation", 0, .2, .4), row("aggregation", 1, .3, .4), row("aggregation", 2, .1, .1, status="failed"),
         row("pinmem", 0, .25, .41), row("pinmem", 1, .36, .38), row("pinmem", 2, .9, .9), row("pinmem", 0, .9, .9, "tau=1"),
         row("pinmem+", 0, .2, .4), row("pinmem+", 1, .3, .4)]
-ADAPTED = [row("bn-only", 0, .2, .3), row("norm-only", 0, .19, .32)]
+ADAPTED = [row("bn-only", 0, .2, .3), row("norm-only", 0, .2, .35)]
+HEADS = [row("clan", 0, .2, .3), row("clan+norm", 0, .19, .32), row("bn-only", 0, .9, .9)]
 
 
 def test_scores_are_paired_by_seed():
@@ -163,12 +164,13 @@ def test_scores_are_paired_by_seed():
 
 def test_claims_by_hand():
     bench = ([31., 33.], [30., 30.]), ([41.], [40.])
-    first, same, plus, norm = claims(MAIN, ADAPTED, bench, published, paired_difference)
+    first, same, plus, norm, alone = claims(MAIN, ADAPTED, HEADS, bench, published, paired_difference)
     assert np.isclose(first[1], (44.51 - 33.42 + 38.07 - 29.07 + 42.70 - 32.19) / 3)
     assert np.isclose(first[2]["mean"], 5.5) and np.isclose(first[3]["mean"], -.5) and first[2]["n"] == 2
     assert same[1] is None and same[2]["mean"] == 2 and same[3] == dict(mean=1., low=None, high=None, n=1)
     assert plus[1] is None and plus[2]["mean"] == 0
     assert np.isclose(norm[1], 44.81 - 43.2) and np.isclose(norm[2]["mean"], -1) and np.isclose(norm[3]["mean"], 2)
+    assert alone[1] is None and np.isclose(alone[2]["mean"], 0) and np.isclose(alone[3]["mean"], 5)
     lines = claim_table([first, plus, norm]).splitlines()
     assert "| +10.2 | +5.5 [−0.9, +11.9] |" in lines[2] and "| – | 0.0 [0.0, 0.0] |" in lines[3]
     assert lines[4].endswith("| +1.6 | −1.0 (one run) | +2.0 (one run) |")

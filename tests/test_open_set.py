@@ -1,4 +1,5 @@
 """Open set: scores against loops, measures against hand numbers, classes that nobody is taught, things on the road."""
+import copy
 import json
 import math
 
@@ -13,10 +14,11 @@ from pinmem.algorithms import start_memory
 from pinmem.cli import main
 from pinmem.desk import Desk
 from pinmem.evaluation import (LOGIT_SCORES, ROW_SCORES, SCORES, Protocol, check_threshold, resize_logits, score_range,
-                               unknown_map, unknown_score)
+                               segment, unknown_map, unknown_score)
 from pinmem.explorer import Explorer, panels, unknown_part
 from pinmem.labels import CAMVID11, CLASSES, FULL, IDDLITE7, IGNORE
 from pinmem.laboratory import Lab, LabSet, lab_lines
+from pinmem.max_squares import Ensemble
 from pinmem.model import build_model
 from pinmem.plan import ALGORITHMS, class_ids, plan, read_plan
 from pinmem.runs import Run, leave_out, make_batches, open_sources, predict_unknown, resume, train
@@ -106,6 +108,22 @@ def test_the_map_of_a_picture_is_the_score_of_its_prediction(networks, name):
     mirrored = unknown_map(networks["filled"], x.flip(-1), name, Protocol(flip=True))
     assert torch.allclose(both, mirrored.flip(-1), atol=1e-5)
     assert unknown_map(networks["filled"], x, name, Protocol(height=32, multiple=16, window=(32, 32))).shape == (64, 96)
+
+
+def test_a_map_of_many_networks_or_of_none(networks):
+    x = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    complaint(ValueError, lambda: unknown_map(Ensemble([networks["filled"]] * 2), x), "Ensemble", "single network")
+    broken = copy.deepcopy(networks["filled"])
+    next(broken.decoder.parameters()).data.fill_(float("nan"))
+    complaint(ValueError, lambda: unknown_map(broken, x), "not finite")
+
+
+def test_weights_of_a_padded_picture_are_those_of_the_picture(networks):
+    x = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    whole = segment(networks["filled"], x, full=True)[1]
+    padded = segment(networks["filled"], x, Protocol(multiple=128), full=True)[1]
+    assert padded.shape == whole.shape
+    assert padded[..., 0, 0].sub(whole[..., 0, 0]).abs().max() < padded[..., 0, 0].sub(whole[..., -1, -1]).abs().max() + .5
 
 
 def test_measures_by_hand():

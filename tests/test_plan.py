@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pinmem.plan import ALGORITHMS, GROUPS, PRESETS, Plan, place_of, plan, read_plan, read_switch, takes
+from pinmem.plan import ABOUT_NORM, ALGORITHMS, GROUPS, PRESETS, Plan, place_of, plan, read_plan, read_switch, takes
 from pinmem.settings import choices
 from test_algorithms import make, step
 
@@ -73,13 +73,14 @@ def test_every_stored_result_was_planned_by_something_that_can_be_read():
         data = config.get("data", config)                             # older versions kept them beside the rest
         assert made.method == config["method"] and made.data.crop == tuple(data["crop"]) and made.steps == config["steps"]
         assert made.data.settle == data.get("settle", 0) and made.data.unweigh == data.get("unweigh", 0)
-        assert {name: made.algorithm[name] for name in config["algorithm"]} == config["algorithm"]
+        assert {name: made.algorithm.get(name) for name in config["algorithm"]} == config["algorithm"]
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if place_of(name) in ("algorithm", "model")
                                   and choices(GROUPS[place_of(name)].model_fields[name].annotation) and name not in ("head", "schedule", "optimiser", "visits")])
 def test_every_choice_takes_a_step(name):
     able = [m for m, cls in ALGORITHMS.items() if place_of(name) == "model" or name in takes(cls)]
+    if name in ABOUT_NORM: able = [m for m in able if ALGORITHMS[m].Switches.model_fields["kappa"].default]
     method = "pinmem" if "pinmem" in able else able[0]
     photos = {"photos": ["fog"]} if ALGORITHMS[method].unlabelled else {}
     for value in choices(GROUPS[place_of(name)].model_fields[name].annotation):
@@ -105,6 +106,15 @@ def test_defaults_of_the_recipe_are_what_they_were():
     (dict(preset="mine"), "official"),
     (dict(teu=1), "tau"),
     (dict(method="aggregation", tau=0.1), "no memory"),
+    (dict(lam_aux=0.1), "auxiliary head"),
+    (dict(aux_dropout=0.5), "auxiliary head"),
+    (dict(method="adaptsegnet", photos=["fog"], lam_adv_aux=0.1), "auxiliary head"),
+    (dict(method="norm-only", photos=["fog"], target_size=(64, 32)), "adaptsegnet"),
+    (dict(method="norm-only", photos=["fog"], kappa=0.1, lam_norm=0.2), "leave one"),
+    (dict(method="norm-only", photos=["fog"], snapshot_every=2), "norm_form"),
+    (dict(method="norm-only", photos=["fog"], delta_r=0), "delta_r is 0"),
+    (dict(method="bn-only", photos=["fog"], norm_on="source"), "is off"),
+    (dict(method="source-only", photos=["fog"], kappa=0.1), "kappa=0"),
     (dict(method="mldg", label_mode="area"), "no memory"),
     (dict(method="ibn-b", order=1), "no inner step"),
     (dict(method="mldg-first", order=2), "order=1"),

@@ -229,7 +229,7 @@ class Iterations:
         model = one_block_network(self.head)
         fill(model, self.head, self.numbers.data)
         width, height = recipe.TARGET_ANSWER[::-1]
-        how = dict(RELEASED[key], target_size=(width, height))
+        how = dict(RELEASED[key], **({"target_size": (width, height)} if "target_size" in cls.Switches.model_fields else {}))
         if "weighted_d_from" in cls.Switches.model_fields:
             how = {**{"weighted_g_from": WARM / T, "weighted_d_from": WARM / T}, **how}
         self.algorithm = cls(model, **how)

@@ -20,7 +20,7 @@ from pinmem.meta_step import meta_gradients, write_memory
 from pinmem.model import build_model
 from pinmem.plan import plan
 from pinmem.plots import memory_weight_maps, png_bytes
-from pinmem.report import Picture, ask, memory_pictures, report_run, run_figures, write_report
+from pinmem.report import Picture, ask, memory_pictures, report_run, run_figures, what_is_unseen, write_report
 from pinmem.streets import SOURCES, UNSEEN
 from pinmem.training import RecordMemory, read_path
 from pinmem.stops import STOPS, alt_text, player, show_stop, stop_png
@@ -67,6 +67,15 @@ def page(tmp_path, dot):
                         log={"step": [0, 1], "loss_seg": [2.5, 1.25]}, figures=figures, notes="Some words.")
     assert list(tmp_path.iterdir()) == [path]
     return path.read_text(encoding="utf-8")
+
+
+def test_what_is_unseen_is_said_truly():
+    def say(**how): return what_is_unseen(plan(**{"method": "aggregation", **how}))
+    assert say(sources=["town"], targets=["night"]) == "This run never trained on its targets."
+    both = say(sources=["town", "night"], targets=["night", "fog"])
+    assert "trained on night" in both and "never" not in both
+    adapted = say(method="norm-only", sources=["town"], targets=["fog", "rain"], photos=["fog"])
+    assert "unlabelled pictures of fog, which" in adapted
 
 
 def test_fetches_nothing(page):

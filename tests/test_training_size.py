@@ -528,6 +528,14 @@ def test_estimate_prints_the_plan_and_keeps_nothing(capsys, tmp_path, monkeypatc
     assert not list(tmp_path.iterdir())
 
 
+def test_estimate_of_a_method_that_adapts(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["train", "--method", "norm-only", "--photos", "fog", "--sources", "town", "--steps", "100", "--estimate", *LITTLE, "--quiet"]
+    assert cli.main(words) == 0
+    assert "for the 96 steps to come" in capsys.readouterr().out
+    assert "new run" in refused(capsys, *words, "--resume")
+
+
 def test_estimate_of_a_warm_start(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ["train", "--sources", "town", "town", "--steps", "100", "--estimate", "--out", "run", *WORDS, *LITTLE, "--quiet"]
