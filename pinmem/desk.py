@@ -26,7 +26,7 @@ from .training import load_run
 def to_eight_bits(
     im,  # PIL image of any mode
 ):       # PIL image, 8-bit RGB
-    "Deep greys are scaled down, transparency becomes white, everything else is converted."
+    "Deep greys are scaled (32 bits: from least to largest), transparency becomes white, the rest is converted."
     if im.mode[0] in 'IF':
         v = np.nan_to_num(np.asarray(im, np.float64))
         low, high = (0, 65535) if im.mode.startswith('I;16') else (v.min(), v.max())

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from .desk import Desk, State, View, open_picture
-from .evaluation import LOGIT_SCORES, SCORES, check_score, unknown_score
+from .evaluation import LOGIT_SCORES, ROW_SCORES, SCORES, check_score, unknown_score
 from .labels import CLASSES, COLOURS, IGNORE, colourise
 from .plots import BLUE, INK, ORANGE, PALE, overlay, png_bytes
 from .streets import STYLES
@@ -123,9 +123,9 @@ def mark(
 def unknown_part(view: View):  # scores (H, W) or (h, w), threshold in their units; None: not asked, or no rows to ask
     "How unknown every pixel is, and from where on it counts as unknown."
     t, state = view.thought, view.state
-    if not state.score: return None
+    if not state.score or state.score in ROW_SCORES and not state.memory: return None
     z, s = (None if v is None else torch.from_numpy(v)[None] for v in (t.z, t.s))
-    try: found = unknown_score(state.score, z, s, view.tau)[0].numpy()
+    try: found = unknown_score(state.score, z, s, state.tau)[0].numpy()
     except ValueError: return None                                    # asks a memory where there is none
     return found, (1 - state.threshold) * found.min() + state.threshold * found.max()
 
@@ -137,7 +137,7 @@ def unknown_panel(view: View):  # title, (H, W, 3) uint8; None as of `unknown_pa
     found, cut = part
     picture = viridis(found - found.min(), found.max() - found.min()).copy()
     picture[found > cut] = matplotlib.colors.to_rgb(ORANGE) * np.array(255)
-    return f'unknown by {view.state.score}, above {cut:.2f}', picture
+    return f'unknown by {view.state.score}, τ = {view.state.tau:.3g}, above {cut:.2f}', picture
 
 # %% ../nbs/43_explorer.ipynb #un04
 def unknown_words(view: View):  # list of plain sentences, empty where no score is chosen

@@ -232,7 +232,7 @@ def refuse_statistics(
     share, where = run.plan.score.statistics, f"statistics={run.plan.score.statistics}"
     if share is None: share, where = run.model.statistics, f"its method {run.plan.method}"
     if share: raise ValueError(
-        f"{run.folder}: by {where}, BatchNorm takes {share:g} of its statistics from the picture at hand; a file holds "
+        f"{run.folder}: by {where}, BatchNorm takes {share:.0%} of its statistics from the picture; a file holds "
         f"constants, so export a run that has them")
 
 # %% ../nbs/39_export.ipynb #0038

@@ -106,6 +106,9 @@ def failure_figure(
         ax[0].set_title('the light it learned' if light == [*found][0] else f'the same street: {light}', fontsize=9)
         ax[1].set_title(f"right on all streets: {100 * one['right']:.0f} %", fontsize=9)
     axes[1, -1].imshow(colourise(one['truth'])); axes[1, -1].set_title('the truth, in every light', fontsize=9)
+    named = dict(sky='sky', vegetation='trees', building='building', road='road', sidewalk='pavement', car='car')
+    axes[0, -1].legend([plt.Rectangle((0, 0), 1, 1, color=COLOURS[CLASSES.index(name)] / 255) for name in named],
+                       named.values(), loc='center', ncols=2, fontsize=8, frameon=False)
     for ax in axes.flat: ax.axis('off')
     return fig
 
@@ -184,13 +187,13 @@ def toy_plane(
     for n, name in enumerate(TOY):
         ax.scatter(*near[y == n].T, s=14, color=paint[n], alpha=.18, lw=0)
         ax.scatter(*far[y == n].T, s=14, color=paint[n], lw=0)
-        ax.scatter(*got[y == n].T, s=26, marker='x', color=paint[n], lw=1)
-        ax.scatter(*rows[n], s=190, marker='^', color=paint[n], ec='k', zorder=5)
+        ax.scatter(*got[y == n].T, s=30, marker='x', color=paint[n], lw=1.2, zorder=7)
+        ax.scatter(*rows[n], s=260, marker='^', fc='white', ec=paint[n], lw=2, zorder=5)
         side = 'center' if abs(rows[n, 0]) < .1 else 'left' if rows[n, 0] > 0 else 'right'
-        ax.text(*(1.25 * rows[n]), f'row {name}', ha=side, va='center', fontsize=9)
+        ax.text(*(1.25 * rows[n] + (0, .3)), f'row {name}', ha=side, va='center', fontsize=9)
     ax.plot(*np.stack([far[pixel], got[pixel]]).T, color='k', lw=1, zorder=6)
     ax.scatter(*far[pixel], s=60, fc='none', ec='k', zorder=6)
-    ax.set(xlim=(-2.1, 2.1), ylim=(-2.3, 1.5), aspect='equal'); ax.axis('off')
+    ax.set(xlim=(-2.1, 2.1), ylim=(-2.3, 1.8), aspect='equal'); ax.axis('off')
     ax.set_title('dots: features (pale: source)   crosses: what they read', fontsize=9)
 
 # %% ../nbs/10_idea.ipynb #0045
@@ -404,10 +407,11 @@ def claims(
         return [difference(*paired_scores(rows, method, base, names)) for names in (styles, ['camvid/test'])]
     paper = printed('gs-r50', 'Pin the Memory', 'baseline', 'cityscapes', 'bdd100k', 'mapillary')
     return [('**Pin the Memory**, over aggregation', paper, *here(main, 'pinmem', 'aggregation', UNSEEN)),
-            ('the same on a bench of stored features, trained longer', None, *[difference(*both) for both in bench]),
+            ('the same in the laboratory: stored features, trained longer', None, *[difference(*both) for both in bench]),
             ('**pinmem+**, ours, over aggregation', None, *here(main, 'pinmem+', 'aggregation', UNSEEN)),
             ('**Feature To Adapt**: CLAN with its loss, over CLAN',
-             printed('fta-plain', 'CLAN + norm', 'CLAN', 'cityscapes'), *here(two, 'clan+norm', 'clan', ['fog', 'night'])),
+             printed('fta-plain', 'CLAN + norm', 'CLAN', 'cityscapes'),
+             *here(two, 'clan+norm', 'clan', ['fog', 'night'])),
             ('its loss alone, over the same training without it', None,
              *here(adapted, 'norm-only', 'bn-only', ['fog', 'night']))]
 

@@ -201,7 +201,7 @@ class Network(Settings):
     mean: tuple[float, float, float] | None = switch(None, "taken from colours; None: the encoder's own")
     std: tuple[float, float, float] | None = switch(None, "divides them; None: the encoder's own")
     channels: int | None = switch(None, "C, channels of f; None, here and below: by encoder and head", 1)
-    rates: tuple[int, ...] | None = switch(None, "spreads of the context's branches")
+    rates: tuple[int, ...] | None = switch(None, "dilations of the context's branches")
     context_width: int | None = switch(None, "channels of each branch", 1)
     fine: int | None = switch(None, "channels kept of the fine map", 1)
     width: int | None = switch(None, "channels of the decoder", 1)

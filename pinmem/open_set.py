@@ -123,7 +123,7 @@ class DrawnThings:
         return image, np.where(thing, np.uint8(UNKNOWN), mask)
 
     def share(self, cell): # -> (P, h, w): how much of each cell the thing has
-        "On the grid of the bench."
+        "On the grid of the laboratory."
         things = torch.from_numpy(np.stack([thing for *_, thing in self.drawn])).float()
         return F.avg_pool2d(things[:, None], cell)[:, 0]
 
@@ -132,7 +132,7 @@ def things_set(
     lab,       # Lab
     styles, n, # of the streets, and how many of each
 ):             # -> LabSet; a cell that a thing fills by half or more is UNKNOWN, others that it touches are ignored
-    "Drawn anomalies, seen by the encoder of the bench and in its units."
+    "Drawn anomalies, seen by the encoder of the laboratory and in its units."
     backbone, colour, domain = build_backbone().eval(), colours("tf_efficientnet_lite0"), DrawnThings(styles, n)
     seen, share = look_once(backbone, colour, domain, range(len(domain))), domain.share(16)
     return LabSet(in_units(seen.x, *lab.units), seen.y.masked_fill(share > 0, IGNORE).masked_fill(share >= .5, UNKNOWN))

@@ -123,7 +123,7 @@ class Protocol(Settings):
         if self.classes != 19: words.append(f'{self.classes} of the 19 classes')
         if self.flip: words.append('with its mirror image')
         if self.multiple > 1: words.append(f'sides padded to multiples of {self.multiple}')
-        if self.statistics is not None: words.append(f"{self.statistics:g} of the image's own statistics")
+        if self.statistics is not None: words.append(f"{self.statistics:.0%} of BatchNorm's statistics from the image")
         return ', '.join(words)
 
 # %% ../nbs/30_plan.ipynb #0014
@@ -229,7 +229,7 @@ FTA = Preset(
 # %% ../nbs/30_plan.ipynb #ft02
 PRESETS |= {"fta-official": FTA, "fta-paper": FTA.but(
     steps=100_000, stop=None, algorithm=FTA.algorithm.but(
-        visits="once", schedule="poly", lr_d=5e-5, lam_weight=0.01, weighted_g_from=0.05, norm_form="snapshot"))}
+        visits="once", schedule="poly", lr_d=5e-5, lam_weight=0.01, focal=0.0, weighted_g_from=0.05, norm_form="snapshot"))}
 
 # %% ../nbs/30_plan.ipynb #0029
 def row_sources(

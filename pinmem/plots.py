@@ -166,7 +166,7 @@ def change_grid(
         changed = np.where(other[..., None], colourise(new), 200 + image // 8)
         for ax, cell in zip(row, (image, colourise(old), colourise(new), changed)): show(ax, cell.astype(np.uint8))
         row[3].set_xlabel(f'{100 * other.mean():.0f} % of pixels changed', fontsize=8, labelpad=2)
-    for ax, head in zip(axes[0], ('photograph', 'before', 'after', 'changed')): ax.set_title(head, fontsize=9, pad=3)
+    for ax, head in zip(axes[0], ('picture', 'before', 'after', 'changed')): ax.set_title(head, fontsize=9, pad=3)
     return legend(fig, present(*before, *after), loc='outside lower center')
 
 # %% ../nbs/40_plots.ipynb #0041
@@ -246,7 +246,7 @@ NOT_LOSSES = ('step', 'lr', 'rate', 'seconds', 'time')
 def loss_curves(
     log,       # dict: name -> list of numbers, one per step; 'step' gives the x axis
     fig=None,  # Figure to draw on, wiped first; default: a new one
-):             # Figure, one panel a loss
+):             # Figure, one panel per loss
     "Every loss over the steps that have it: raw, and its running mean over 1/20 of them."
     names = [n for n in log if n not in NOT_LOSSES]
     if not names: raise ValueError(f'loss_curves: log holds {list(log)}; expected at least one loss; '

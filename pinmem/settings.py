@@ -46,8 +46,9 @@ def accepts(
     elif bool in kinds: words.append("True or False")
     elif str in kinds: words.append("text")
     elif kinds & {int, float}: words.append("a whole number" if int in kinds else "a number")
-    if type(None) in kinds and "None" not in words: words.append("None")
-    return " or ".join(words)
+    text = " or ".join(words)
+    if type(None) in kinds and "None" not in words: text += ", or None" if "," in text else " or None"
+    return text
 
 # %% ../nbs/08_settings.ipynb #0009
 def unknown(

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'NAMES', 'LINES', 'STOPS', 'EQUATIONS', 'TEX', 'Stop', 'pixels', 'paint', 'draw_panel', 'values_of',
-           'draw_tensors', 'draw_grads', 'draw_strip', 'show_stop', 'stop_png', 'alt_text', 'player', 'save_animation']
+           'draw_tensors', 'draw_grads', 'draw_strip', 'show_stop', 'stop_png', 'in_letters', 'alt_text', 'player',
+           'save_animation']
 
 # %% ../nbs/09_stops.ipynb #st04
-import functools, html, io, math
+import functools, html, io, math, re
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 import matplotlib.pyplot as plt
@@ -211,13 +212,21 @@ def stop_png(stop: Stop):  # -> bytes of a PNG file with 255 colours
     flat.save(small, "png", optimize=True)
     return small.getvalue()
 
+# %% ../nbs/09_stops.ipynb #0040l
+def in_letters(
+    tex, # text with formulas
+):       # -> the same, to be read aloud
+    "Formulas without their commands: L_read, M hat."
+    text = re.sub(r"\\hat\{\\mathcal\{(\w)\}\}", r"\1 hat", tex)
+    return re.sub(r"\\mathcal|[${}\\]", "", text)
+
 # %% ../nbs/09_stops.ipynb #0041
 def alt_text(stop: Stop):  # -> one line for a reader who cannot see the picture
     "A stop in words, with its measured gradients."
     heard = lambda row: ", ".join(f"{k} {v:.2g}" for k, v in row.items() if v) or "nobody"
-    rows = "; ".join(f"{path.replace('$', '')}: {heard(row)}" for path, row in stop.grads.items())
+    rows = "; ".join(f"{in_letters(path)}, to {heard(row)}" for path, row in stop.grads.items())
     return (f"Stop {STOPS.index(stop.name) + 1} of {len(STOPS)}, {stop.name}. {' '.join(stop.captions)} "
-            + (f"Gradients reach {rows}." if rows else "No gradient yet."))
+            + (f"Lengths of gradients by their path: {rows}." if rows else "No gradient yet."))
 
 # %% ../nbs/09_stops.ipynb #0100
 def player(

@@ -265,7 +265,7 @@ def meta_test(at: SimpleNamespace):  # -> Stop
         grads={f"straight, ${TEX.prime}$ held still": norms(at.direct),
                f"through ${TEX.prime}$": norms(at.through[at.prime]), "both: $v$": norms(at.first)},
         panels=lens_panels(at.model, *at.mte, out),
-        captions=("E and D hear of the unseen domain straight, U through the memory it has written.",
+        captions=("E and D hear of the unseen domain directly, U through the memory it has written.",
                   "G hears nothing: it has no part in reading."),
         values=dict(first=at.first, loss_outer=at.loss_out.detach()))
 
@@ -293,8 +293,8 @@ def second_order(at: SimpleNamespace):  # -> Stop
                  {"": {NAMES[k]: 100 * second[k] / first[k] for k in first if first[k]}}),
                 ("signed", "$v$ at the convolution of U", v.cpu().numpy()),
                 ("signed", r"$-\alpha H v$ there", hv.cpu().numpy())],
-        captions=("The second term asks: had the inner step been another, would the examination go better?",
-                  "It is the only way by which the examination reaches G."),
+        captions=("The second term asks: would the meta-test have gone better after a different inner step?",
+                  "It is the only way by which the meta-test reaches G."),
         values=dict(outer=at.outer, second=bent, ways=ways))
 
 # %% ../nbs/17_walk.ipynb #0087

@@ -15,7 +15,7 @@ from pinmem.cli import main
 from pinmem.desk import Desk
 from pinmem.evaluation import (LOGIT_SCORES, ROW_SCORES, SCORES, Protocol, check_threshold, resize_logits, score_range,
                                segment, unknown_map, unknown_score)
-from pinmem.explorer import Explorer, panels, unknown_part
+from pinmem.explorer import Explorer, panels, unknown_panel, unknown_part
 from pinmem.labels import CAMVID11, CLASSES, FULL, IDDLITE7, IGNORE
 from pinmem.laboratory import Lab, LabSet, lab_lines
 from pinmem.max_squares import Ensemble
@@ -304,6 +304,12 @@ def test_the_explorer_shows_the_unknown(networks):
         found, cut = unknown_part(e.view)
         shares.append((found > cut).mean())
     assert shares == sorted(shares, reverse=True) and shares[-1] == 0 < shares[0]
+    e.controls["tau"].value = .5; e.latest.flush()
+    assert np.allclose(unknown_part(e.view)[0], unknown_score(e.view.state.score, None, torch.from_numpy(e.view.thought.s)[None], .5)[0])
+    assert "τ = 0.5" in unknown_panel(e.view)[0]
+    e.controls["memory"].value = False; e.latest.flush()
+    assert unknown_part(e.view) is None and "no rows to ask" in e.text.value
+    e.controls["memory"].value = True; e.latest.flush()
     e.controls["method"].value = "bare"; e.latest.flush()
     assert "no rows to ask" in e.text.value
     e.controls["score"].value = "logit"; e.latest.flush()
