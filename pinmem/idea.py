@@ -407,7 +407,7 @@ def claims(
         return [difference(*paired_scores(rows, method, base, names)) for names in (styles, ['camvid/test'])]
     paper = printed('gs-r50', 'Pin the Memory', 'baseline', 'cityscapes', 'bdd100k', 'mapillary')
     return [('**Pin the Memory**, over aggregation', paper, *here(main, 'pinmem', 'aggregation', UNSEEN)),
-            ('the same in the laboratory: stored features, trained longer', None, *[difference(*both) for both in bench]),
+            ('the same in the laboratory, stored features, longer', None, *[difference(*both) for both in bench]),
             ('**pinmem+**, ours, over aggregation', None, *here(main, 'pinmem+', 'aggregation', UNSEEN)),
             ('**Feature To Adapt**: CLAN with its loss, over CLAN',
              printed('fta-plain', 'CLAN + norm', 'CLAN', 'cityscapes'),

@@ -229,7 +229,8 @@ FTA = Preset(
 # %% ../nbs/30_plan.ipynb #ft02
 PRESETS |= {"fta-official": FTA, "fta-paper": FTA.but(
     steps=100_000, stop=None, algorithm=FTA.algorithm.but(
-        visits="once", schedule="poly", lr_d=5e-5, lam_weight=0.01, focal=0.0, weighted_g_from=0.05, norm_form="snapshot"))}
+        visits="once", schedule="poly", focal=0.0, lr_d=5e-5, lam_weight=0.01, weighted_g_from=0.05,
+        norm_form="snapshot"))}
 
 # %% ../nbs/30_plan.ipynb #0029
 def row_sources(
@@ -499,7 +500,7 @@ def read_plan(
     if method not in ALGORITHMS: raise ValueError(unknown("method", method, ALGORITHMS))
     only = lambda group, values: {n: v for n, v in values.items() if n in group.model_fields}
     data = config.get("data") or {"settle": 0, "unweigh": 0.0, **only(Data, config)}
-    learned = {n: v for n, v in config.get("algorithm", {}).items() if v is not None}       # an unset one may have moved
+    learned = {n: v for n, v in config.get("algorithm", {}).items() if v is not None}  # an unset one may have moved
     values = only(Plan, config) | {
         "model": Network(**only(Network, old_config(config["model"]))), "data": Data(**data),
         "compute": Computing(**config.get("compute", {})), "score": Protocol(**config.get("score", {})),
