@@ -381,8 +381,8 @@ def what_is_unseen(
 ):         # -> one or two sentences
     "Whether the domains that are scored are new to the run."
     learned, looked = ([name for name in plan.targets if name in names] for names in (plan.sources, plan.photos))
-    told = [f"It trained on {', '.join(learned)}, which is scored among its targets; those scores are not of unseen domains."
-            if learned else "This run never trained on its targets."]
+    told = ["This run never trained on its targets."]
+    if learned: told = [f"It trained on {', '.join(learned)}, too, which is among its targets."]
     if looked: told.append(f"It adapted to unlabelled pictures of {', '.join(looked)}, which is scored, too.")
     return " ".join(told)
 
