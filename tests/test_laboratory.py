@@ -178,7 +178,7 @@ def test_a_file_keeps_the_laboratory(lab, tmp_path, monkeypatch):
 
 
 def study(lab, path, seeds=(0, 1)):
-    run_study(lab, path, ("aggregation", "pinmem"), seeds, (8,), rates=(1e-3, 1e-2), tries=1, domains=3)
+    run_study(lab, path, ("aggregation", "pinmem"), seeds, (8,), rates=(1e-3,), tries=2, domains=3)
 
 
 def test_study_resumes_without_double_lines(lab, tmp_path, capsys):

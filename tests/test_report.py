@@ -292,7 +292,7 @@ def test_a_stop_is_a_picture_with_words_and_the_player_shows_it():
     first = picture.value
     assert Image.open(io.BytesIO(first)).size[0] > 600 and first == stop_png(stops[0]) and len(first) < 150_000
     slider.value = 6
-    assert picture.value != first and "Stop 7 of 8, second order" in words.value and "-alpha" not in words.value
+    assert picture.value != first and "Stop 7 of 8, second order" in words.value and "\\alpha" not in words.value
     ahead.click()
     assert slider.value == 7 and ahead.disabled and not back.disabled
     assert "nobody" in alt_text(stops[7]), "nothing flows back through the kept memory"

@@ -56,7 +56,7 @@ def test_a_protocol_survives_its_result():
     assert Protocol(**result["protocol"]) == given
     assert Protocol(classes=19, window=None, flip=False, height=None) == Protocol(), "as old runs have it"
     text = domain_table([result])
-    for words in "windows of 8x8", "at most 6 high", "16 of the 19", "mirror", "0.5 of the image": assert words in text
+    for words in "windows of 8x8", "at most 6 high", "16 of the 19", "mirror", "50% of BatchNorm": assert words in text
 
 
 @pytest.mark.parametrize("protocol", [Protocol(), Protocol(height=256), Protocol(window=(512, 256))], ids=str)

@@ -159,7 +159,7 @@ class Touched(Page):
 
     def doubts(self, view, cosines, tau, score, threshold):
         "Are the map of the unknown, its share and its sentence those of Python?"
-        state = replace(view.state, score=score, threshold=threshold)
+        state = replace(view.state, score=score, threshold=threshold, tau=tau)
         view = coarse_view(view._replace(state=state, thought=view.thought._replace(s=cosines), tau=tau))
         found, cut = unknown_part(view)
         sure, image = abs(found - cut) > 1e-4 * np.ptp(found), self.image(4).astype(int)
