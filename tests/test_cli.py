@@ -404,3 +404,8 @@ def test_a_source_may_be_a_target_too(tmp_path):
     made = train(sources=["town", "city"], targets=["town"], steps=1, out=tmp_path / "run", size=(128, 64), scenes=3, exam=1, quiet=True,
                  threads=1, workers=0, device="cpu", method="aggregation")
     assert list(made.results) == ["city", "town"]
+
+
+def test_a_table_and_json_contradict_each_other(capsys):
+    assert main(["evaluate", "nowhere", "fog", "--json", "--beside", "gs-r50"]) == 2
+    assert "--beside contradicts --json" in capsys.readouterr().err

@@ -75,7 +75,7 @@ def test_what_is_unseen_is_said_truly():
     both = say(sources=["town", "night"], targets=["night", "fog"])
     assert "trained on night" in both and "never" not in both
     adapted = say(method="norm-only", sources=["town"], targets=["fog", "rain"], photos=["fog"])
-    assert "unlabelled pictures of fog, which" in adapted
+    assert adapted == say(sources=["town"], targets=["fog"]) + " It adapted to unlabelled pictures of fog, which is scored, too."
 
 
 def test_fetches_nothing(page):
